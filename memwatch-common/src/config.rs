@@ -1,0 +1,31 @@
+//! What user space tells the kernel side, in a map of one entry.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// 1 while recording. Opened at one instant when every probe is in place.
+    pub gate: u32,
+    /// Only links of this generation count.
+    pub generation: u32,
+    /// The number of the current tick; a site tells of its first change in each.
+    pub tick: u64,
+    /// Most blocks one process may have in `LIVE`.
+    pub live_per_process: u64,
+    /// Blocks outside these bounds are not recorded.
+    pub min_bytes: u64,
+    pub max_bytes: u64,
+    /// Frames walked.
+    pub max_frames: u32,
+    /// Offsets into the running kernel's structures, from its BTF; 0 where unknown.
+    pub task_pid: u32,
+    pub task_tgid: u32,
+    pub task_signal: u32,
+    pub signal_live: u32,
+    pub task_sas_sp: u32,
+    pub task_sas_size: u32,
+    pub task_mm: u32,
+    pub mm_brk: u32,
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 80);

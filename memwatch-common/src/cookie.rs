@@ -1,0 +1,129 @@
+//! The number that the kernel hands to a program with each hit: which function was probed, and for whom.
+
+use crate::site::Domain;
+
+/// What a probed function does with its arguments. The discriminants cross the border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Function {
+    /// `f(size) -> block`: malloc, valloc, operator new, mallocx, …
+    Malloc = 1,
+    /// `f(count, size) -> block`
+    Calloc = 2,
+    /// `f(block, size) -> block`
+    Realloc = 3,
+    /// `f(block, count, size) -> block`
+    Reallocarray = 4,
+    /// `f(block)`: free, cfree, operator delete, sdallocx, …
+    Free = 5,
+    /// `f(alignment, size) -> block`: memalign, aligned_alloc
+    Memalign = 6,
+    /// `f(&block, alignment, size) -> error`
+    PosixMemalign = 7,
+    /// `f(size) -> block`, rounded up to whole pages
+    Pvalloc = 8,
+}
+
+impl Function {
+    pub const ALL: [Self; 8] = [
+        Self::Malloc,
+        Self::Calloc,
+        Self::Realloc,
+        Self::Reallocarray,
+        Self::Free,
+        Self::Memalign,
+        Self::PosixMemalign,
+        Self::Pvalloc,
+    ];
+
+    pub const fn from_u8(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Malloc),
+            2 => Some(Self::Calloc),
+            3 => Some(Self::Realloc),
+            4 => Some(Self::Reallocarray),
+            5 => Some(Self::Free),
+            6 => Some(Self::Memalign),
+            7 => Some(Self::PosixMemalign),
+            8 => Some(Self::Pvalloc),
+            _ => None,
+        }
+    }
+
+    /// Whether the result matters, so that the function's return must be seen too.
+    pub const fn has_return(self) -> bool {
+        !matches!(self, Self::Free)
+    }
+
+    /// How many of the first argument registers must still be intact where the probe sits.
+    pub const fn arguments(self) -> usize {
+        match self {
+            Self::Malloc | Self::Free | Self::Pvalloc => 1,
+            Self::Calloc | Self::Realloc | Self::Memalign => 2,
+            Self::Reallocarray | Self::PosixMemalign => 3,
+        }
+    }
+}
+
+/// The block headers of this allocator are glibc's: 8 bytes before a block stands its chunk size.
+pub const FLAG_GLIBC: u8 = 1;
+
+/// `function | domain << 8 | flags << 16 | id << 24 | generation << 32`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// `id` tells functions of one kind apart (`malloc` that jumps to `mi_malloc`); `generation` tells the links
+    /// that count now from those being taken out.
+    pub const fn new(function: Function, domain: Domain, flags: u8, id: u8, generation: u32) -> Self {
+        Self(
+            function as u64
+                | (domain as u64) << 8
+                | (flags as u64) << 16
+                | (id as u64) << 24
+                | (generation as u64) << 32,
+        )
+    }
+
+    #[inline]
+    pub const fn function(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline]
+    pub const fn domain(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    #[inline]
+    pub const fn has_flag(self, flag: u8) -> bool {
+        (self.0 >> 16) as u8 & flag != 0
+    }
+
+    #[inline]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_gives_back_what_was_put_in() {
+        for function in Function::ALL {
+            let cookie = Cookie::new(function, Domain::PythonObject, FLAG_GLIBC, 200, 0xdead_beef);
+            assert_eq!(Function::from_u8(cookie.function()), Some(function));
+            assert_eq!(cookie.domain(), Domain::PythonObject as u8);
+            assert!(cookie.has_flag(FLAG_GLIBC));
+            assert_eq!(cookie.generation(), 0xdead_beef);
+        }
+    }
+
+    #[test]
+    fn unknown_functions_are_none() {
+        assert!((0..=u8::MAX).filter_map(Function::from_u8).count() == Function::ALL.len());
+    }
+}

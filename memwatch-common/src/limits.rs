@@ -1,0 +1,48 @@
+//! Every bound of the kernel side, with the reason for the number. All can be set from the command line unless
+//! they are part of a layout.
+
+/// Frames kept of one stack. 127 is what `perf` and bcc keep; the value of `STACKS` is then 1 KiB.
+pub const MAX_FRAMES: usize = 127;
+
+/// Blocks that can be alive at one time over all watched processes. The kernel lays out 16 bytes per entry when
+/// the map is made (32 MiB), the rest as blocks come. Rounded up to a power of two.
+pub const DEFAULT_LIVE_BLOCKS: u32 = 1 << 21;
+
+/// Call sites (process, stack, domain). 64 Ki distinct stacks are more than any service we measured reaches in
+/// a day; a site takes 576 bytes once it is used.
+pub const DEFAULT_SITES: u32 = 1 << 16;
+
+/// Distinct stacks, at 1 KiB each once used.
+pub const DEFAULT_STACKS: u32 = 1 << 16;
+
+/// Processes watched at one time: the whole of a large node.
+pub const DEFAULT_PROCESSES: u32 = 1 << 13;
+
+/// Calls of one thread that can be in flight at one time: three nested CPython domains, a nested libc call, and
+/// the same again in a signal handler that interrupted them.
+pub const MAX_IN_FLIGHT: usize = 8;
+
+/// Blocks that inner calls made while an outer one is in flight and that the outer one may turn out to be.
+pub const MAX_INNER: usize = 4;
+
+/// Bytes of user stack copied in one go: one copy of 2 KiB costs about as much as two single words and holds
+/// ten ordinary frames.
+pub const STACK_CHUNK: usize = 2048;
+
+/// Pieces of unwind rows: 16 million rows, 64 MiB, made as files are seen.
+pub const ROW_BLOCKS: u32 = 1 << 14;
+
+/// 64 KiB pages of code with unwind rows: 16 GiB of code.
+pub const ROW_PAGES: u32 = 1 << 18;
+
+/// Addresses whose unwind rule is remembered (2 to this power); a busy service has some thousands. 640 KiB.
+pub const CACHED_RULES_BITS: u32 = 14;
+
+/// Bytes of the ring buffer for rare events (lifecycle, new mappings, sites that changed).
+pub const RING_BYTES: u32 = 1 << 20;
+
+/// Power-of-two buckets of a size histogram: bucket `n` holds sizes in `[2^(n-1), 2^n)`, the last all larger.
+pub const SIZE_BUCKETS: usize = 32;
+
+/// Power-of-two buckets of a lifetime histogram: bucket `n` holds lives below `2^n` microseconds.
+pub const LIFETIME_BUCKETS: usize = 32;

@@ -1,0 +1,28 @@
+//! What aya needs to know to read the shared types out of maps.
+
+use crate::{Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, unwind};
+
+macro_rules! pod {
+    ($($t:ty),+) => { $(
+        // SAFETY: flat repr(C), integers only, no implicit padding (sizes are asserted beside each type).
+        unsafe impl aya::Pod for $t {}
+    )+ };
+}
+
+pod!(
+    Config,
+    Event,
+    LiveKey,
+    LiveValue,
+    ProcessState,
+    SiteKey,
+    SiteTotals,
+    Stack
+);
+pod!(
+    unwind::Page,
+    unwind::PageKey,
+    unwind::RowBlock,
+    unwind::Rule,
+    unwind::Space
+);

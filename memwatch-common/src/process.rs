@@ -1,0 +1,103 @@
+//! Watched processes.
+
+/// The process id in the initial pid namespace.
+pub type ProcessKey = u32;
+
+/// Where the last state of a program is kept after an exec, until user space has read it: no process id is so large.
+pub const fn replaced_key(instance: u32) -> ProcessKey {
+    REPLACED | instance
+}
+
+/// Whether an entry is one of [`replaced_key`].
+pub const fn is_replaced(key: ProcessKey) -> bool {
+    key & REPLACED != 0
+}
+
+const REPLACED: ProcessKey = 1 << 31;
+
+/// Watch the children of this process too.
+pub const PROCESS_FOLLOW: u32 = 1;
+/// The entry was made by the kernel side at a fork.
+pub const PROCESS_FORKED: u32 = 2;
+/// The process has ended; user space takes the entry out.
+pub const PROCESS_EXITED: u32 = 4;
+
+/// Ancestors beyond the parent whose blocks a process may hold copies of.
+pub const MAX_ANCESTORS: usize = 3;
+
+/// An ancestor beyond the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ancestor {
+    /// 0 for none.
+    pub instance: u32,
+    pub reserved: u32,
+    /// When the branch of the family that leads here was forked from it.
+    pub forked_ns: u64,
+}
+
+/// A watched process. A new instance number is given at every fork and exec, so that a reused pid or a new
+/// program under the same pid never mixes with what was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessState {
+    pub instance: u32,
+    /// `PROCESS_*`
+    pub flags: u32,
+    /// The instance this one was forked from, 0 for none.
+    pub parent_instance: u32,
+    /// The instance whose code this process began with, while it has no list of its own; 0 for none.
+    pub space: u32,
+    /// When it was forked, `CLOCK_MONOTONIC` nanoseconds.
+    pub forked_ns: u64,
+    /// Blocks in `LIVE`.
+    pub live_blocks: u64,
+    /// Bytes of the blocks in `LIVE`.
+    pub live_bytes: u64,
+    /// What the parent held at the fork: the child's copies of it.
+    pub inherited_objects: u64,
+    pub inherited_bytes: u64,
+    pub inherited_frees: u64,
+    pub inherited_freed_bytes: u64,
+    /// Frees of blocks born before recording began.
+    pub untracked_frees: u64,
+    /// Their usable sizes, where the allocator tells.
+    pub untracked_freed_bytes: u64,
+    /// Calls that returned no block.
+    pub failed_allocations: u64,
+    /// Blocks (and bytes) that are alive but not in `LIVE`, because a map was full.
+    pub unaccounted_objects: u64,
+    pub unaccounted_bytes: u64,
+    /// The parent's parent first.
+    pub ancestors: [Ancestor; MAX_ANCESTORS],
+}
+
+impl ProcessState {
+    pub const fn new(instance: u32, flags: u32) -> Self {
+        Self {
+            instance,
+            flags,
+            parent_instance: 0,
+            space: 0,
+            forked_ns: 0,
+            live_blocks: 0,
+            live_bytes: 0,
+            inherited_objects: 0,
+            inherited_bytes: 0,
+            inherited_frees: 0,
+            inherited_freed_bytes: 0,
+            untracked_frees: 0,
+            untracked_freed_bytes: 0,
+            failed_allocations: 0,
+            unaccounted_objects: 0,
+            unaccounted_bytes: 0,
+            ancestors: [Ancestor {
+                instance: 0,
+                reserved: 0,
+                forked_ns: 0,
+            }; MAX_ANCESTORS],
+        }
+    }
+}
+
+const _: () = assert!(size_of::<ProcessState>() == 16 + 8 * 12 + 16 * MAX_ANCESTORS);
