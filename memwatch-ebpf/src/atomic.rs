@@ -1,0 +1,30 @@
+//! Atomic additions. `core::sync::atomic` has no read-modify-write for BPF targets, so these are the two
+//! instructions themselves.
+
+use core::arch::asm;
+
+/// `*target += value`, not tearing against other CPUs.
+#[inline(always)]
+pub fn add(target: &mut u64, value: u64) {
+    // SAFETY: `target` is a live, aligned u64 in a map value; the instruction touches nothing else.
+    unsafe {
+        asm!("lock *(u64 *)({p} + 0) += {v}", p = in(reg) core::ptr::from_mut(target), v = in(reg) value, options(nostack));
+    }
+}
+
+/// `*target -= value`.
+#[inline(always)]
+pub fn sub(target: &mut u64, value: u64) {
+    add(target, value.wrapping_neg());
+}
+
+/// `*target += value`, giving back what was there before. Linux 5.12.
+#[inline(always)]
+pub fn fetch_add(target: &mut u64, value: u64) -> u64 {
+    let mut v = value;
+    // SAFETY: as in `add`.
+    unsafe {
+        asm!("{v} = atomic_fetch_add((u64 *)({p} + 0), {v})", p = in(reg) core::ptr::from_mut(target), v = inout(reg) v, options(nostack));
+    }
+    v
+}

@@ -1,0 +1,163 @@
+//! fork, exec and exit of watched processes.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::debug;
+use memwatch_common::{
+    Config, Counter, Event, EventKind, ProcessState,
+    process::{MAX_ANCESTORS, PROCESS_EXITED, PROCESS_FOLLOW, PROCESS_FORKED, replaced_key},
+};
+
+use crate::{
+    atomic,
+    maps::{self, NEXT_INSTANCE, PROCESSES, SPACES, count, send},
+    slot,
+    unwind::read_kernel,
+};
+
+#[inline(always)]
+fn next_instance() -> Option<u32> {
+    let next = NEXT_INSTANCE.get_ptr_mut(0)?;
+    // SAFETY: a live map value, only ever changed by this.
+    Some(atomic::fetch_add(unsafe { &mut *next }, 1) as u32)
+}
+
+#[inline(always)]
+fn kernel_u32(address: u64) -> u32 {
+    // SAFETY: the helper checks the address.
+    unsafe { read_kernel(address) as u32 }
+}
+
+#[inline(always)]
+fn event(kind: EventKind, pid: u32, instance: u32) -> Event {
+    let mut event = Event::ZERO;
+    event.kind = kind as u32;
+    event.pid = pid;
+    event.instance = instance;
+    event.thread = bpf_get_current_pid_tgid() as u32;
+    // SAFETY: no arguments.
+    event.end_ns = unsafe { bpf_ktime_get_ns() };
+    event
+}
+
+/// `sched_process_fork(parent, child)`: runs in the parent before the child's first instruction.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn process_fork(context: RawTracePointContext) -> i32 {
+    let Some(config) = maps::config() else { return 0 };
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(parent) = maps::process(tgid) else {
+        return 0;
+    };
+    if parent.flags & PROCESS_FOLLOW == 0 {
+        return 0;
+    }
+    let child: u64 = context.arg(1);
+    if let Some(pid) = new_process(config, child) {
+        debug!(&context, "fork: {} -> {}", tgid, pid);
+        follow(tgid, parent, pid);
+    }
+    0
+}
+
+/// The child's process id, unless it is only another thread.
+#[inline(always)]
+fn new_process(config: &Config, child: u64) -> Option<u32> {
+    if config.task_pid == 0 || config.task_tgid == 0 {
+        return None;
+    }
+    let pid = kernel_u32(child + u64::from(config.task_pid));
+    (pid == kernel_u32(child + u64::from(config.task_tgid))).then_some(pid)
+}
+
+const _: () = assert!(MAX_ANCESTORS == 3, "the chain in `follow` is written out");
+
+#[inline(always)]
+fn follow(tgid: u32, parent: &mut ProcessState, pid: u32) {
+    let Some(instance) = next_instance() else { return };
+    let mut state = ProcessState::new(instance, PROCESS_FOLLOW | PROCESS_FORKED);
+    state.parent_instance = parent.instance;
+    // Until user space has read the child's mappings, its code is where the parent's is.
+    state.space = if SPACES.get_ptr(&parent.instance).is_some() {
+        parent.instance
+    } else {
+        parent.space
+    };
+    // SAFETY: no arguments.
+    state.forked_ns = unsafe { bpf_ktime_get_ns() };
+    // Its own blocks, and what is left of its copies of others'.
+    state.inherited_objects =
+        parent.live_blocks + parent.inherited_objects.saturating_sub(parent.inherited_frees);
+    state.inherited_bytes = parent.live_bytes
+        + parent
+            .inherited_bytes
+            .saturating_sub(parent.inherited_freed_bytes);
+    state.ancestors[0].instance = parent.parent_instance;
+    state.ancestors[0].forked_ns = parent.forked_ns;
+    state.ancestors[1] = parent.ancestors[0];
+    state.ancestors[2] = parent.ancestors[1];
+    if PROCESSES.insert(&pid, &state, 0).is_err() {
+        count(Counter::ProcessesFull);
+        return;
+    }
+    let mut event = event(EventKind::Fork, pid, instance);
+    event.a = u64::from(parent.instance);
+    event.b = u64::from(tgid);
+    send(&event, Counter::LifecycleLost);
+}
+
+/// `sched_process_exec(task, old_pid, binary)`: the old program's memory is gone.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(context: RawTracePointContext) -> i32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(old) = maps::process(tgid) else { return 0 };
+    let Some(instance) = next_instance() else { return 0 };
+    let old_instance = old.instance;
+    // What the old program counted last is kept until user space has read it.
+    let _ = PROCESSES.insert(&replaced_key(old_instance), &*old, 0);
+    // Calls that were in flight are gone with the stack that they stood on.
+    if let Some(slot) = slot::existing() {
+        slot.depth = 0;
+        slot.inner_next = 0;
+        slot.mapping.active = 0;
+    }
+    let state = ProcessState::new(instance, old.flags & PROCESS_FOLLOW);
+    if PROCESSES.insert(&tgid, &state, 0).is_err() {
+        count(Counter::ProcessesFull);
+        return 0;
+    }
+    debug!(&context, "exec: {}", tgid);
+    let mut event = event(EventKind::Exec, tgid, instance);
+    event.a = u64::from(old_instance);
+    send(&event, Counter::LifecycleLost);
+    0
+}
+
+/// `sched_process_exit(task)`: runs for every thread; the process ends with the last.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(context: RawTracePointContext) -> i32 {
+    let Some(config) = maps::config() else { return 0 };
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(state) = maps::process(tgid) else {
+        return 0;
+    };
+    let task: u64 = context.arg(0);
+    if config.task_signal != 0 && config.signal_live != 0 {
+        // SAFETY: the helper checks the address.
+        let signal = unsafe { read_kernel(task + u64::from(config.task_signal)) };
+        if kernel_u32(signal + u64::from(config.signal_live)) != 0 {
+            return 0;
+        }
+    } else if tgid != bpf_get_current_pid_tgid() as u32 {
+        return 0;
+    }
+    state.flags |= PROCESS_EXITED;
+    debug!(&context, "exit: {}", tgid);
+    send(
+        &event(EventKind::Exit, tgid, state.instance),
+        Counter::LifecycleLost,
+    );
+    0
+}

@@ -1,0 +1,274 @@
+//! mmap, munmap, mremap and brk, by their system calls: what a process maps beside what its allocators hand out.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+    macros::tracepoint,
+    programs::TracePointContext,
+};
+use memwatch_common::{
+    Config, Counter, Event, EventKind, ProcessState,
+    event::{MAPPING_ALLOCATOR, MAPPING_ANONYMOUS, MAPPING_EXECUTABLE, MAPPING_NO_ACCESS},
+    stack::STACK_UNKNOWN,
+};
+
+use crate::{
+    maps::{self, count, send, send_quietly},
+    slot::{self, Slot},
+    unwind,
+};
+
+/// Where the arguments and the result stand in a system call tracepoint's record; the same on every kernel.
+const ARGUMENTS: usize = 16;
+const RESULT: usize = 16;
+
+const PROT_EXEC: u64 = 4;
+const MAP_ANONYMOUS: u64 = 0x20;
+/// A result from here on is an error number.
+const ERRORS: u64 = (-4095_i64) as u64;
+
+#[inline(always)]
+fn argument(context: &TracePointContext, index: usize) -> u64 {
+    // SAFETY: within the record of every system call that has this argument.
+    unsafe { context.read_at(ARGUMENTS + 8 * index) }.unwrap_or(0)
+}
+
+#[inline(always)]
+fn result(context: &TracePointContext) -> u64 {
+    // SAFETY: within the record of every system call's end.
+    unsafe { context.read_at(RESULT) }.unwrap_or(ERRORS)
+}
+
+/// The configuration and state when this process is being recorded.
+#[inline(always)]
+fn watched() -> Option<(&'static Config, &'static mut ProcessState)> {
+    let config = maps::config()?;
+    if config.gate == 0 {
+        return None;
+    }
+    let state = maps::process((bpf_get_current_pid_tgid() >> 32) as u32)?;
+    Some((config, state))
+}
+
+/// Notes a call at its entry, with its stack.
+#[inline(always)]
+fn begin(
+    config: &Config,
+    state: &ProcessState,
+    address: u64,
+    bytes: u64,
+    new_bytes: u64,
+    flags: u32,
+    with_stack: bool,
+) {
+    let Some(slot) = slot::current() else { return };
+    count(Counter::MappingCalls);
+    let inside_allocator = slot.depth > 0;
+    let stack = if with_stack && !inside_allocator {
+        walk(config, state, slot)
+    } else {
+        STACK_UNKNOWN
+    };
+    let call = &mut slot.mapping;
+    call.active = 1;
+    call.address = address;
+    call.bytes = bytes;
+    call.new_bytes = new_bytes;
+    call.flags = if inside_allocator {
+        flags | MAPPING_ALLOCATOR
+    } else {
+        flags
+    };
+    call.stack = stack;
+    // SAFETY: no arguments.
+    call.begin_ns = unsafe { bpf_ktime_get_ns() };
+}
+
+#[inline(always)]
+fn walk(config: &Config, state: &ProcessState, slot: &mut Slot) -> u64 {
+    // SAFETY: the helper takes the current task and gives its saved user registers; they are copied with a
+    // checked read.
+    let registers = unsafe {
+        let task = bpf_get_current_task_btf();
+        let at = bpf_task_pt_regs(task) as *const pt_regs;
+        bpf_probe_read_kernel(at)
+    };
+    let Ok(registers) = registers else {
+        count(Counter::StackUnreadable);
+        return STACK_UNKNOWN;
+    };
+    let start = unwind::Start {
+        ip: registers.rip,
+        sp: registers.rsp,
+        fp: registers.rbp,
+    };
+    unwind::walk(config, state, slot, &start)
+}
+
+/// Sends the call if it did something. `c` is where a remapped piece went, `b` its new size.
+#[inline(always)]
+fn end(state: &ProcessState, kind: EventKind, ok: bool, address: Option<u64>, b: u64, c: u64) {
+    let Some(slot) = slot::existing() else { return };
+    let call = &mut slot.mapping;
+    if call.active == 0 {
+        return;
+    }
+    call.active = 0;
+    if !ok {
+        return;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let mut event = Event::ZERO;
+    event.kind = kind as u32;
+    event.pid = (id >> 32) as u32;
+    event.thread = id as u32;
+    event.instance = state.instance;
+    event.flags = call.flags;
+    event.domain = memwatch_common::Domain::Mmap as u32;
+    event.stack = call.stack;
+    event.begin_ns = call.begin_ns;
+    // SAFETY: no arguments.
+    event.end_ns = unsafe { bpf_ktime_get_ns() };
+    event.address = address.unwrap_or(call.address);
+    event.a = call.bytes;
+    event.b = b;
+    event.c = c;
+    // New code may hold an allocator that is to be watched at once.
+    if event.flags & MAPPING_EXECUTABLE != 0 {
+        send(&event, Counter::MappingLost);
+    } else {
+        send_quietly(&event, Counter::MappingLost);
+    }
+}
+
+#[tracepoint(category = "syscalls", name = "sys_enter_mmap")]
+pub fn enter_mmap(context: TracePointContext) -> u32 {
+    let Some((config, state)) = watched() else {
+        return 0;
+    };
+    let (protection, how) = (argument(&context, 2), argument(&context, 3));
+    let mut flags = 0;
+    if how & MAP_ANONYMOUS != 0 {
+        flags |= MAPPING_ANONYMOUS;
+    }
+    if protection & PROT_EXEC != 0 {
+        flags |= MAPPING_EXECUTABLE;
+    }
+    if protection == 0 {
+        flags |= MAPPING_NO_ACCESS;
+    }
+    begin(
+        config,
+        state,
+        argument(&context, 0),
+        argument(&context, 1),
+        0,
+        flags,
+        true,
+    );
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_mmap")]
+pub fn exit_mmap(context: TracePointContext) -> u32 {
+    let Some((_, state)) = watched() else { return 0 };
+    let at = result(&context);
+    end(state, EventKind::Map, at < ERRORS, Some(at), 0, 0);
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_enter_munmap")]
+pub fn enter_munmap(context: TracePointContext) -> u32 {
+    let Some((config, state)) = watched() else {
+        return 0;
+    };
+    begin(
+        config,
+        state,
+        argument(&context, 0),
+        argument(&context, 1),
+        0,
+        0,
+        false,
+    );
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_munmap")]
+pub fn exit_munmap(context: TracePointContext) -> u32 {
+    let Some((_, state)) = watched() else { return 0 };
+    end(state, EventKind::Unmap, result(&context) == 0, None, 0, 0);
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_enter_mremap")]
+pub fn enter_mremap(context: TracePointContext) -> u32 {
+    let Some((config, state)) = watched() else {
+        return 0;
+    };
+    let (address, bytes, new_bytes) = (
+        argument(&context, 0),
+        argument(&context, 1),
+        argument(&context, 2),
+    );
+    begin(config, state, address, bytes, new_bytes, MAPPING_ANONYMOUS, true);
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_mremap")]
+pub fn exit_mremap(context: TracePointContext) -> u32 {
+    let Some((_, state)) = watched() else { return 0 };
+    let at = result(&context);
+    let new_bytes = slot::existing().map_or(0, |slot| slot.mapping.new_bytes);
+    end(state, EventKind::Remap, at < ERRORS, None, new_bytes, at);
+    0
+}
+
+#[tracepoint(category = "syscalls", name = "sys_enter_brk")]
+pub fn enter_brk(context: TracePointContext) -> u32 {
+    let Some((config, state)) = watched() else {
+        return 0;
+    };
+    // Asking where the break is moves nothing.
+    if argument(&context, 0) != 0 {
+        begin(
+            config,
+            state,
+            program_break(config),
+            0,
+            0,
+            MAPPING_ANONYMOUS,
+            true,
+        );
+    }
+    0
+}
+
+/// The result is the break as it is now; a call that could not move it leaves it where it was.
+#[tracepoint(category = "syscalls", name = "sys_exit_brk")]
+pub fn exit_brk(context: TracePointContext) -> u32 {
+    let Some((_, state)) = watched() else { return 0 };
+    let now = result(&context);
+    let Some(slot) = slot::existing() else { return 0 };
+    let before = slot.mapping.address;
+    slot.mapping.bytes = now;
+    end(state, EventKind::Break, before != 0 && now != before, None, 0, 0);
+    0
+}
+
+/// Where the program break is, from the kernel's own books; 0 when that cannot be read.
+#[inline(always)]
+fn program_break(config: &Config) -> u64 {
+    if config.task_mm == 0 || config.mm_brk == 0 {
+        return 0;
+    }
+    // SAFETY: reads two words of the current task at offsets from the running kernel's BTF.
+    unsafe {
+        let task = bpf_get_current_task_btf() as u64;
+        let mm = unwind::read_kernel(task + u64::from(config.task_mm));
+        unwind::read_kernel(mm + u64::from(config.mm_brk))
+    }
+}

@@ -1,0 +1,154 @@
+//! Every map, and the counters.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use memwatch_common::{
+    Config, Counter, Event, EventKind, LiveKey, LiveValue, ProcessKey, ProcessState, SiteKey, SiteTotals,
+    Stack,
+    counter::COUNTERS,
+    limits,
+    unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, Space},
+};
+
+use crate::atomic;
+
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// The next instance number for a process found by the kernel side.
+#[map]
+pub static NEXT_INSTANCE: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static PROCESSES: HashMap<ProcessKey, ProcessState> =
+    HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static LIVE: HashMap<LiveKey, LiveValue> =
+    HashMap::with_max_entries(limits::DEFAULT_LIVE_BLOCKS, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static SITES: HashMap<SiteKey, SiteTotals> =
+    HashMap::with_max_entries(limits::DEFAULT_SITES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(limits::DEFAULT_STACKS, BPF_F_NO_PREALLOC);
+
+/// Unwind rules, shared by all files.
+#[map]
+pub static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
+
+/// All unwind rows of all files.
+#[map]
+pub static ROWS: HashMap<u32, RowBlock> = HashMap::with_max_entries(limits::ROW_BLOCKS, BPF_F_NO_PREALLOC);
+
+/// Where the rows of a page of code are.
+#[map]
+pub static PAGES: HashMap<PageKey, Page> = HashMap::with_max_entries(limits::ROW_PAGES, BPF_F_NO_PREALLOC);
+
+/// What each process can execute, by its instance.
+#[map]
+pub static SPACES: HashMap<u32, Space> =
+    HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
+
+/// Rules of addresses that were looked up before.
+#[map]
+pub static PC_RULES: Array<CachedRule> = Array::with_max_entries(1 << limits::CACHED_RULES_BITS, 0);
+
+/// An untouched site to copy from: a site is larger than a program's stack.
+#[map]
+static NEW_SITE: Array<SiteTotals> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::RING_BYTES, 0);
+
+#[map]
+static COUNTS: PerCpuArray<[u64; COUNTERS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Adds one to a counter. Per CPU, with an atomic addition all the same: a program can be preempted by another
+/// on its CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(counts) = COUNTS.get_ptr_mut(0) {
+        // SAFETY: the pointer is a live map value and the index is a constant below its length.
+        atomic::add(unsafe { &mut (*counts)[counter as usize] }, 1);
+    }
+}
+
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// The state of a watched process that has not ended.
+#[inline(always)]
+pub fn process(tgid: u32) -> Option<&'static mut ProcessState> {
+    let state = PROCESSES.get_ptr_mut(&tgid)?;
+    // SAFETY: a live map value; all concurrent writes to it are atomic additions.
+    let state = unsafe { &mut *state };
+    (state.flags & memwatch_common::process::PROCESS_EXITED == 0).then_some(state)
+}
+
+/// Finds or makes the site.
+#[inline(always)]
+pub fn site(key: &SiteKey) -> Option<&'static mut SiteTotals> {
+    if let Some(site) = SITES.get_ptr_mut(key) {
+        // SAFETY: a live map value; all concurrent writes to it are atomic additions.
+        return Some(unsafe { &mut *site });
+    }
+    let empty = NEW_SITE.get(0)?;
+    // Another CPU may have made it in between: then this insert fails and the lookup finds that one.
+    let _ = SITES.insert(key, empty, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
+    // SAFETY: as above.
+    SITES.get_ptr_mut(key).map(|site| unsafe { &mut *site })
+}
+
+/// The site, if it is there.
+#[inline(always)]
+pub fn existing_site(key: &SiteKey) -> Option<&'static mut SiteTotals> {
+    // SAFETY: a live map value; all concurrent writes to it are atomic additions.
+    SITES.get_ptr_mut(key).map(|site| unsafe { &mut *site })
+}
+
+/// Tells user space, once a tick, that a site changed.
+#[inline(always)]
+pub fn touch(config: &Config, key: &SiteKey, site: &mut SiteTotals) {
+    if site.tick == config.tick {
+        return;
+    }
+    site.tick = config.tick;
+    let mut event = Event::ZERO;
+    event.kind = EventKind::Site as u32;
+    event.instance = key.instance;
+    event.domain = key.domain;
+    event.stack = key.stack;
+    // User space reads these at its next tick; only what cannot wait wakes it.
+    send_quietly(&event, Counter::RingFull);
+}
+
+/// Puts an event into the ring buffer and wakes user space, or counts its loss.
+#[inline(always)]
+pub fn send(event: &Event, loss: Counter) {
+    // Left to itself, the kernel wakes a reader only when the buffer was empty, and quiet events may lie in it.
+    put(event, loss, u64::from(BPF_RB_FORCE_WAKEUP));
+}
+
+/// Puts an event into the ring buffer without waking user space, or counts its loss.
+#[inline(always)]
+pub fn send_quietly(event: &Event, loss: Counter) {
+    put(event, loss, u64::from(BPF_RB_NO_WAKEUP));
+}
+
+#[inline(always)]
+fn put(event: &Event, loss: Counter, flags: u64) {
+    match EVENTS.reserve::<Event>(0) {
+        Some(mut entry) => {
+            entry.write(*event);
+            entry.submit(flags);
+        }
+        None => count(loss),
+    }
+}
