@@ -1,0 +1,184 @@
+//! From a checked command line to its end.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    args::Cli,
+    doctor,
+    error::{ExitCode, Failure, is_broken_pipe},
+    output::Output,
+    read::ReadError,
+    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, Verbosity},
+};
+use crate::{
+    controller::{self, Printer},
+    probe::{
+        attach::{self, Attacher, Scope},
+        links::UprobePrograms,
+        load::{Bounds, OBJECT},
+        plan::Abilities,
+    },
+    target::{ProcRoot, modules::Module, ps, ps_text, select::Target},
+    watch::start::{self, Settings, Subject},
+};
+
+/// Runs memwatch with these arguments; gives the exit status.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::Done,
+        Err(error) => {
+            let failure = Failure::classify(error);
+            let _ = writeln!(std::io::stderr(), "{}", failure.line());
+            failure.code
+        }
+    }
+}
+
+fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitCode> {
+    let cli = match Cli::read(arguments) {
+        Ok(cli) => cli,
+        Err(ReadError::Answer(text)) => {
+            std::io::stdout().write_all(text.as_bytes())?;
+            return Ok(ExitCode::Done);
+        }
+        Err(ReadError::Usage(error)) => return Err(error.into()),
+    };
+    let resolved = resolve::resolve(cli)?;
+    match resolved.command {
+        Command::Top | Command::Diff { .. } => watch(&resolved),
+        Command::Ps => list(&resolved),
+        Command::Doctor { verify } => doctor::run(&resolved, verify),
+        Command::BenchFloor => bench_floor(&resolved),
+    }
+}
+
+fn color(resolved: &Resolved) -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    resolved
+        .output
+        .color
+        .enabled(std::io::stdout().is_terminal(), no_color)
+}
+
+/// What is watched, as the rest of memwatch takes it.
+pub fn settings(resolved: &Resolved) -> Result<Settings> {
+    let subject = match resolved.target.clone().context("no target")? {
+        TargetSpec::Pids(pids) => Subject::Running(Target::Pids(pids)),
+        TargetSpec::Comm(glob) => Subject::Running(Target::Comm(glob)),
+        TargetSpec::Cgroup(path) => Subject::Running(Target::Cgroup(path)),
+        TargetSpec::All => Subject::Running(Target::All),
+        TargetSpec::Command(arguments) => Subject::Command(arguments),
+    };
+    Ok(Settings {
+        subject,
+        bounds: bounds(resolved),
+        interval: resolved.interval,
+        follow: resolved.follow,
+        scope: resolved.scope,
+        method: resolved.method,
+    })
+}
+
+pub fn bounds(resolved: &Resolved) -> Bounds {
+    Bounds {
+        live_blocks: resolved.limits.max_blocks,
+        live_per_process: u64::from(resolved.limits.max_blocks_per_process),
+        sites: resolved.limits.max_sites,
+        stacks: resolved.limits.max_stacks,
+        processes: resolved.limits.max_processes,
+        max_frames: resolved.limits.max_depth,
+        min_bytes: resolved.query.min_size.unwrap_or(0),
+        max_bytes: resolved.query.max_size.unwrap_or(u64::MAX),
+    }
+}
+
+fn watch(resolved: &Resolved) -> Result<ExitCode> {
+    let settings = settings(resolved)?;
+    let screen = resolved.screen(std::io::stdout().is_terminal());
+    // An output that cannot be written is found before anything is probed.
+    let output = Output::open(&resolved.output.destination)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    match screen {
+        Screen::Full => runtime.block_on(crate::screen::run(&settings, resolved, color(resolved))),
+        Screen::Blocks(format) => {
+            let verbose = resolved.output.verbosity >= Verbosity::Verbose;
+            let mut progress = |step: &str| {
+                if verbose {
+                    let _ = writeln!(std::io::stderr(), "memwatch: {step}");
+                }
+            };
+            let watch = start::start(&settings, &mut progress)?;
+            let printer = Printer::new(resolved, format, color(resolved));
+            runtime.block_on(controller::blocks(watch, resolved, &printer, output))
+        }
+    }
+}
+
+/// Empty programs at the places of memwatch's own, until interrupted: the kernel's share of the price of a hit.
+fn bench_floor(resolved: &Resolved) -> Result<ExitCode> {
+    let Some(TargetSpec::Pids(pids)) = &resolved.target else {
+        anyhow::bail!("no process was named");
+    };
+    let mut kernel = start::load_only(&bounds(resolved), resolved.method)?;
+    kernel.programs = UprobePrograms::load_empty(OBJECT, &kernel.ebpf)?;
+    let (major, minor) = start::kernel_version();
+    let abilities = Abilities::of_kernel(major, minor, true);
+    let mut attacher = Attacher::new(ProcRoot::default(), abilities, Scope::Process);
+    for pid in pids {
+        attacher.process(&kernel, *pid)?;
+    }
+    writeln!(
+        std::io::stdout(),
+        "ready: {} probes",
+        attacher.report(&kernel).attached
+    )?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(tokio::signal::ctrl_c())?;
+    Ok(ExitCode::Done)
+}
+
+/// `memwatch ps`
+fn list(resolved: &Resolved) -> Result<ExitCode> {
+    let mut output = Output::open(&resolved.output.destination)?;
+    let proc = ProcRoot::default();
+    let abilities = Abilities::of_kernel(start::kernel_version().0, start::kernel_version().1, true);
+    let mut gatherer = ps::Gatherer::new(proc.clone(), |module: &Module| {
+        attach::is_allocator(module, &abilities)
+    });
+    let mut before = ps::RssReading::take(&proc, Instant::now()).context("cannot read /proc")?;
+    let deadline = resolved.duration.map(|duration| Instant::now() + duration);
+    let mut ticks = 0;
+    loop {
+        std::thread::sleep(resolved.interval.max(Duration::from_millis(100)));
+        let now = Instant::now();
+        let ps = gatherer
+            .gather(Some(&before), now, jiff::Timestamp::now())
+            .context("cannot read /proc")?;
+        before = ps::RssReading::take(&proc, now).context("cannot read /proc")?;
+        let block = match resolved.output.format {
+            Some(Format::Json) => format!("{}\n", serde_json::to_string(&ps)?),
+            _ => ps_text::ps_text(&ps, None),
+        };
+        if output.write(&block)? == super::output::Flow::Stop {
+            return Ok(ExitCode::Done);
+        }
+        ticks += 1;
+        if resolved.ticks.is_some_and(|most| ticks >= most)
+            || deadline.is_some_and(|deadline| now >= deadline)
+        {
+            output.finish()?;
+            return Ok(ExitCode::Done);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What one tick reads out of the kernel: ids and numbers only, no names.
+
+use std::collections::{BTreeMap, HashMap};
+
+use memwatch_common::{Event, ProcessState, SiteKey, SiteTotals, counter::COUNTERS};
+
+use crate::model::report::Limit;
+
+/// Edges of the age histogram of live blocks, in seconds; one more bucket holds all that is older.
+pub const AGE_EDGES_SECONDS: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
+
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at_ns: u64,
+    pub tick: u64,
+    /// Sites that changed since the sample before, with their totals since recording began.
+    pub sites: Vec<(SiteKey, SiteTotals)>,
+    /// In the order in which the kernel side sent them.
+    pub events: Vec<Event>,
+    /// Every watched process that has not ended, by pid.
+    pub processes: Vec<(u32, ProcessState)>,
+    /// Sums over all CPUs, indexed by [`memwatch_common::Counter`].
+    pub counters: [u64; COUNTERS],
+    /// The live blocks by site, in ticks in which they were gone through.
+    pub live: Option<LiveScan>,
+    /// Used and most entries of each map.
+    pub limits: BTreeMap<String, Limit>,
+    pub kernel_map_bytes: Option<u64>,
+}
+
+/// One pass over `LIVE`.
+#[derive(Clone, Debug, Default)]
+pub struct LiveScan {
+    pub at_ns: u64,
+    pub sites: HashMap<SiteKey, SiteAges>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteAges {
+    /// Objects below each edge of [`AGE_EDGES_SECONDS`], and above the last.
+    pub objects: [u64; AGE_EDGES_SECONDS.len() + 1],
+    pub oldest_born_ns: u64,
+    /// Blocks at least as old as the `--older-than` of the scan (all, when there is none).
+    pub old_bytes: u64,
+    pub old_objects: u64,
+}

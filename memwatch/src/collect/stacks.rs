@@ -1,0 +1,54 @@
+//! Stacks out of the kernel's map, by their hash.
+
+use std::{
+    collections::HashSet,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+use memwatch_common::Stack;
+
+use super::batch;
+use crate::{
+    probe::{links::map_fd, load::KernelSide},
+    symbolize::StackSource,
+};
+
+/// A descriptor of its own, so that names do not borrow the kernel side.
+#[derive(Debug)]
+pub struct KernelStacks {
+    map: OwnedFd,
+    seen: HashSet<u64>,
+}
+
+impl KernelStacks {
+    pub fn new(kernel: &KernelSide) -> Result<Self> {
+        let map = kernel
+            .ebpf
+            .map("STACKS")
+            .and_then(map_fd)
+            .context("the kernel side has no map STACKS")?;
+        let map = map
+            .try_clone_to_owned()
+            .context("cannot keep the map of stacks open")?;
+        Ok(Self {
+            map,
+            seen: HashSet::new(),
+        })
+    }
+
+    /// How many stacks were asked for and are there.
+    pub fn known(&self) -> u64 {
+        self.seen.len() as u64
+    }
+}
+
+impl StackSource for KernelStacks {
+    fn frames(&mut self, stack_hash: u64) -> Option<Stack> {
+        let stack = batch::get(self.map.as_fd(), &stack_hash).ok().flatten();
+        if stack.is_some() {
+            self.seen.insert(stack_hash);
+        }
+        stack
+    }
+}

@@ -1,0 +1,16 @@
+//! memwatch: who allocates memory, in any running process, from outside.
+
+pub mod cli;
+pub mod collect;
+pub mod controller;
+pub mod export;
+pub mod format;
+pub mod model;
+mod pipe;
+pub mod probe;
+pub mod screen;
+pub mod symbolize;
+pub mod target;
+pub mod tui;
+pub mod unwind;
+pub mod watch;

@@ -1,0 +1,204 @@
+//! What a site belongs to under each way of grouping.
+
+use memwatch_common::Domain;
+use memwatch_common::hist::size_bucket_below;
+
+use super::counts::SiteId;
+use super::label;
+use super::plumbing;
+use super::processes::{Instance, Processes};
+use super::query::GroupBy;
+use super::report::Frame;
+
+/// Frames named in the key of a stack.
+const KEY_FRAMES: usize = 5;
+
+/// What makes two sites one group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GroupKey {
+    Site(SiteId),
+    Name(String),
+    Instance(u32),
+    Container(Option<String>),
+    Domain(Domain),
+    /// Index of a bucket, see [`memwatch_common::hist::size_bucket`].
+    Size(usize),
+}
+
+impl GroupKey {
+    /// The text of the row. `frames` are those of the group's largest stack.
+    pub fn text(&self, frames: &[Frame], processes: &Processes) -> String {
+        match self {
+            Self::Site(site) => stack_text(site, frames),
+            Self::Name(name) => name.clone(),
+            Self::Instance(instance) => process_text(*instance, processes.get(*instance)),
+            Self::Container(container) => container.clone().unwrap_or_else(|| "[no container]".to_owned()),
+            Self::Domain(domain) => domain.name().to_owned(),
+            Self::Size(bucket) => size_text(*bucket),
+        }
+    }
+}
+
+fn stack_text(site: &SiteId, frames: &[Frame]) -> String {
+    let Some(owner) = owner(site.domain, frames) else {
+        return label::UNKNOWN_STACK.to_owned();
+    };
+    let labels: Vec<String> = frames[owner..]
+        .iter()
+        .take(KEY_FRAMES)
+        .map(label::frame)
+        .collect();
+    labels.join(";")
+}
+
+fn process_text(number: u32, instance: Option<&Instance>) -> String {
+    let pid = instance.and_then(|instance| instance.pid);
+    let comm = instance.map_or("", |instance| &instance.facts.comm);
+    match pid {
+        Some(pid) if comm.is_empty() => pid.to_string(),
+        Some(pid) => format!("{pid} {comm}"),
+        None => format!("[process {number}]"),
+    }
+}
+
+fn size_text(bucket: usize) -> String {
+    let from = bucket.checked_sub(1).and_then(size_bucket_below).unwrap_or(0);
+    match size_bucket_below(bucket) {
+        Some(1) => "0 B".to_owned(),
+        Some(below) if below - 1 == from => format!("{from} B"),
+        Some(below) => format!("{from}-{} B", below - 1),
+        None => format!("{from} B and more"),
+    }
+}
+
+/// The frame that a block of this domain belongs to.
+fn owner(domain: Domain, frames: &[Frame]) -> Option<usize> {
+    match domain {
+        Domain::PythonRaw | Domain::PythonMem | Domain::PythonObject => plumbing::interpreted_owner(frames),
+        Domain::Native | Domain::Mmap => plumbing::owner(frames),
+    }
+}
+
+/// The names under which a stack counts; more than one only when `cumulative`.
+pub fn names(group_by: GroupBy, domain: Domain, frames: &[Frame], cumulative: bool) -> Vec<String> {
+    let name = match group_by {
+        GroupBy::Line => label::line,
+        GroupBy::File => label::file,
+        GroupBy::Module => label::module,
+        _ => label::frame,
+    };
+    let Some(owner) = owner(domain, frames) else {
+        return vec![label::UNKNOWN_STACK.to_owned()];
+    };
+    if !cumulative {
+        return vec![name(&frames[owner])];
+    }
+    let mut names: Vec<String> = frames.iter().map(name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::FrameKind;
+    use super::*;
+
+    fn frame(function: &str, file: &str, line: u32, module: &str) -> Frame {
+        Frame {
+            function: Some(function.into()),
+            file: Some(file.into()),
+            line: Some(line),
+            module: Some(module.into()),
+            ..Frame::default()
+        }
+    }
+
+    fn recursive() -> Vec<Frame> {
+        vec![
+            frame("malloc", "malloc.c", 9, "/lib/libc.so"),
+            frame("walk", "tree.c", 5, "/bin/app"),
+            frame("walk", "tree.c", 7, "/bin/app"),
+            frame("walk", "tree.c", 7, "/bin/app"),
+            frame("main", "main.c", 3, "/bin/app"),
+        ]
+    }
+
+    #[test]
+    fn a_block_belongs_to_one_place() {
+        let frames = recursive();
+        let one = |group_by| names(group_by, Domain::Native, &frames, false);
+        assert_eq!(one(GroupBy::Line), ["tree.c:5"]);
+        assert_eq!(one(GroupBy::File), ["tree.c"]);
+        assert_eq!(one(GroupBy::Function), ["walk"]);
+        assert_eq!(one(GroupBy::Module), ["/bin/app"]);
+    }
+
+    #[test]
+    fn cumulative_counts_each_place_of_a_stack_once() {
+        let frames = recursive();
+        let all = |group_by| names(group_by, Domain::Native, &frames, true);
+        assert_eq!(
+            all(GroupBy::Line),
+            ["main.c:3", "malloc.c:9", "tree.c:5", "tree.c:7"]
+        );
+        assert_eq!(all(GroupBy::Function), ["main", "malloc", "walk"]);
+        assert_eq!(all(GroupBy::Module), ["/bin/app", "/lib/libc.so"]);
+    }
+
+    #[test]
+    fn python_blocks_belong_to_python_lines_and_native_ones_do_not() {
+        let python = Frame {
+            kind: FrameKind::Python,
+            ..frame("build", "cache.py", 88, "cache.py")
+        };
+        let frames = [frame("PyList_New", "listobject.c", 1, "libpython.so"), python];
+        assert_eq!(
+            names(GroupBy::Line, Domain::PythonObject, &frames, false),
+            ["cache.py:88"]
+        );
+        assert_eq!(
+            names(GroupBy::Line, Domain::Native, &frames, false),
+            ["listobject.c:1"]
+        );
+    }
+
+    #[test]
+    fn a_stack_is_called_by_its_innermost_frames_from_the_owner_on() {
+        let site = SiteId {
+            instance: 1,
+            domain: Domain::Native,
+            stack: 5,
+            mapping: None,
+        };
+        let key = GroupKey::Site(site);
+        let processes = Processes::default();
+        assert_eq!(key.text(&recursive(), &processes), "walk;walk;walk;main");
+        assert_eq!(key.text(&[], &processes), "[unknown stack]");
+        let deep: Vec<Frame> = (0..20).map(|n| frame(&format!("f{n}"), "f.c", n, "f")).collect();
+        assert_eq!(key.text(&deep, &processes), "f0;f1;f2;f3;f4");
+    }
+
+    #[test]
+    fn sizes_read_as_ranges() {
+        assert_eq!(
+            [0, 1, 2, 5, 31].map(size_text),
+            ["0 B", "1 B", "2-3 B", "16-31 B", "1073741824 B and more"]
+        );
+    }
+
+    #[test]
+    fn processes_are_called_by_pid_and_name() {
+        let mut processes = Processes::default();
+        processes.fork(2, 200, 1, 100);
+        let text = |processes: &Processes, n| GroupKey::Instance(n).text(&[], processes);
+        assert_eq!(text(&processes, 2), "200");
+        assert_eq!(text(&processes, 9), "[process 9]");
+        let facts = super::super::processes::ProcessFacts {
+            comm: "worker".into(),
+            ..Default::default()
+        };
+        processes.describe(2, facts);
+        assert_eq!(text(&processes, 2), "200 worker");
+    }
+}

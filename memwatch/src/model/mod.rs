@@ -1,0 +1,19 @@
+//! What memwatch knows, as plain data and pure functions: no kernel, no clock, no files.
+
+pub mod assemble;
+pub mod counts;
+pub mod filter;
+pub mod group;
+pub mod growth;
+pub mod health;
+pub mod keys;
+pub mod label;
+pub mod mappings;
+pub mod plumbing;
+pub mod processes;
+pub mod query;
+pub mod report;
+mod shares;
+pub mod state;
+#[cfg(test)]
+pub mod testing;

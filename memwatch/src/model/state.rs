@@ -1,0 +1,377 @@
+//! Everything that is known at one time, kept current by one [`Sample`] a tick. A tick costs what changed in it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use memwatch_common::counter::COUNTERS;
+use memwatch_common::{Domain, Event, EventKind, SiteKey, SiteTotals};
+
+use super::counts::{Counts, SiteId};
+use super::growth::{Clock, History, Window};
+use super::mappings::{MappingSet, Untracked};
+use super::processes::{MAX_ENDED, ProcessFacts, Processes};
+use super::report::{Delta, Limit};
+use crate::collect::sample::{LiveScan, Sample, SiteAges};
+
+/// One site and what is needed to say how it changes.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub totals: SiteTotals,
+    /// As it was before the tick in which it last changed.
+    before: Counts,
+    changed_in: u64,
+    history: History,
+}
+
+/// The counts of all sites at one time, to compare with.
+#[derive(Clone, Debug, Default)]
+pub struct Baseline {
+    pub at_ns: u64,
+    counts: HashMap<SiteId, Counts>,
+}
+
+impl Baseline {
+    /// Nothing, for a site that was not there yet.
+    pub fn counts(&self, site: &SiteId) -> Counts {
+        self.counts.get(site).copied().unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Model {
+    sites: HashMap<SiteId, Site>,
+    processes: Processes,
+    mappings: HashMap<u32, MappingSet>,
+    clock: Clock,
+    /// Samples applied; the first is number 1.
+    samples: u64,
+    tick: u64,
+    since_ns: u64,
+    at_ns: u64,
+    counters: [u64; COUNTERS],
+    limits: BTreeMap<String, Limit>,
+    kernel_map_bytes: Option<u64>,
+    live: Option<LiveScan>,
+    /// Sites and events that carried a number with no meaning here.
+    undecoded: u64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Model {
+    pub fn new() -> Self {
+        Self {
+            sites: HashMap::new(),
+            processes: Processes::default(),
+            mappings: HashMap::new(),
+            clock: Clock::default(),
+            samples: 0,
+            tick: 0,
+            since_ns: 0,
+            at_ns: 0,
+            counters: [0; COUNTERS],
+            limits: BTreeMap::new(),
+            kernel_map_bytes: None,
+            live: None,
+            undecoded: 0,
+        }
+    }
+
+    pub fn apply(&mut self, sample: Sample) {
+        self.samples += 1;
+        if self.samples == 1 {
+            self.since_ns = sample.at_ns;
+        }
+        self.tick = sample.tick;
+        self.at_ns = sample.at_ns;
+        self.clock.tick(sample.at_ns);
+        for event in &sample.events {
+            self.event(event);
+        }
+        self.apply_processes(&sample);
+        for (key, totals) in &sample.sites {
+            match site_id(key) {
+                Some(id) => self.update(id, totals),
+                None => self.undecoded += 1,
+            }
+        }
+        self.update_mappings();
+        self.let_go_of_replaced(&sample.events);
+        self.counters = sample.counters;
+        self.limits = sample.limits;
+        self.kernel_map_bytes = sample.kernel_map_bytes;
+        if sample.live.is_some() {
+            self.live = sample.live;
+        }
+    }
+
+    fn apply_processes(&mut self, sample: &Sample) {
+        let mut alive = BTreeSet::new();
+        for (pid, state) in &sample.processes {
+            alive.insert(state.instance);
+            if let Some(entry) = self.processes.entry(state.instance) {
+                entry.pid = Some(*pid);
+                entry.state = Some(*state);
+                if entry.parent.is_none() && state.parent_instance != 0 {
+                    entry.parent = Some(state.parent_instance);
+                }
+            }
+        }
+        self.processes.end_missing(&alive);
+    }
+
+    fn event(&mut self, event: &Event) {
+        let Some(kind) = EventKind::from_u32(event.kind) else {
+            self.undecoded += 1;
+            return;
+        };
+        match kind {
+            EventKind::Site => {}
+            EventKind::Fork => {
+                let (parent, parent_pid) = (event.a as u32, event.b as u32);
+                self.processes.fork(event.instance, event.pid, parent, parent_pid);
+                if let Some(inherited) = self.mappings.get(&parent).map(MappingSet::inherit) {
+                    self.mappings.insert(event.instance, inherited);
+                }
+            }
+            EventKind::Exec => self.processes.exec(event.instance, event.pid, event.a as u32),
+            EventKind::Exit => self.processes.exit(event.instance),
+            EventKind::Map => self.change_mappings(event, MappingSet::map),
+            EventKind::Unmap => self.change_mappings(event, MappingSet::unmap),
+            EventKind::Remap => self.change_mappings(event, MappingSet::remap),
+            EventKind::Break => self.change_mappings(event, MappingSet::program_break),
+        }
+    }
+
+    fn change_mappings(&mut self, event: &Event, change: fn(&mut MappingSet, &Event)) {
+        if let Some(process) = self.processes.entry(event.instance) {
+            process.pid.get_or_insert(event.pid);
+            change(self.mappings.entry(event.instance).or_default(), event);
+        }
+    }
+
+    fn update_mappings(&mut self) {
+        let mut changes = Vec::new();
+        for (instance, set) in &mut self.mappings {
+            for ((stack, mapping), totals) in set.take_changes() {
+                let domain = Domain::Mmap;
+                changes.push((
+                    SiteId {
+                        instance: *instance,
+                        domain,
+                        stack,
+                        mapping: Some(mapping),
+                    },
+                    totals,
+                ));
+            }
+        }
+        for (id, totals) in changes {
+            self.update(id, &totals);
+        }
+    }
+
+    /// A program that another one replaced holds nothing any more: exec took all of it. (What a process held when it
+    /// ended stays as it was: that is what people look for at the end.)
+    fn let_go_of_replaced(&mut self, events: &[Event]) {
+        let execs = events.iter().filter(|event| event.kind == EventKind::Exec as u32);
+        let replaced: BTreeSet<u32> = execs.map(|event| event.a as u32).collect();
+        if replaced.is_empty() {
+            return;
+        }
+        let sites = self
+            .sites
+            .iter()
+            .filter(|(id, _)| replaced.contains(&id.instance));
+        let last: Vec<(SiteId, SiteTotals)> = sites.map(|(id, site)| (*id, site.totals)).collect();
+        for (id, totals) in last {
+            let freed = SiteTotals {
+                freed_bytes: totals.alloc_bytes,
+                freed_objects: totals.alloc_objects,
+                ..totals
+            };
+            self.update(id, &freed);
+        }
+    }
+
+    fn update(&mut self, id: SiteId, totals: &SiteTotals) {
+        let Some(process) = self.processes.entry(id.instance) else {
+            return;
+        };
+        let site = self.sites.entry(id).or_insert_with(|| Site {
+            totals: SiteTotals::ZERO,
+            before: Counts::default(),
+            changed_in: self.samples,
+            history: History::default(),
+        });
+        let (before, now) = (Counts::from(&site.totals), Counts::from(totals));
+        // The kernel side does not know that exec freed the rest.
+        if process.replaced
+            && now.alloc_objects == before.alloc_objects
+            && now.freed_objects < before.freed_objects
+        {
+            return;
+        }
+        // After a full ring all sites are read again, also those that did not change.
+        if before == now {
+            return;
+        }
+        process.counts[id.domain as usize].add_change(&before, &now);
+        site.totals = *totals;
+        site.before = before;
+        site.changed_in = self.samples;
+        let window_start_ns = self.clock.window().map_or(0, |window| window.start_ns);
+        site.history.push(self.at_ns, now.inuse_bytes(), window_start_ns);
+    }
+
+    pub fn describe(&mut self, instance: u32, facts: ProcessFacts) {
+        self.processes.describe(instance, facts);
+    }
+
+    /// Lets the longest ended processes go, with all their sites, and names them: their entries in the kernel and
+    /// their names can go too.
+    pub fn forget(&mut self) -> Vec<u32> {
+        let gone = self.processes.forget(MAX_ENDED);
+        if !gone.is_empty() {
+            let gone: BTreeSet<u32> = gone.iter().copied().collect();
+            self.sites.retain(|id, _| !gone.contains(&id.instance));
+            self.mappings.retain(|instance, _| !gone.contains(instance));
+        }
+        gone
+    }
+
+    pub fn baseline(&self) -> Baseline {
+        let counts = self
+            .sites
+            .iter()
+            .map(|(id, site)| (*id, Counts::from(&site.totals)))
+            .collect();
+        Baseline {
+            at_ns: self.at_ns,
+            counts,
+        }
+    }
+
+    pub fn sites(&self) -> impl Iterator<Item = (&SiteId, &Site)> {
+        self.sites.iter()
+    }
+
+    pub fn site(&self, id: &SiteId) -> Option<&Site> {
+        self.sites.get(id)
+    }
+
+    pub fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    /// The change of a site over the last tick; none before there were two.
+    pub fn last_change(&self, site: &Site) -> Option<Delta> {
+        if self.samples < 2 {
+            return None;
+        }
+        if site.changed_in < self.samples {
+            return Some(Delta::default());
+        }
+        Some(Counts::from(&site.totals).since(&site.before))
+    }
+
+    /// Bytes per second over the last ticks; none before there were two.
+    pub fn growth(&self, site: &Site) -> Option<f64> {
+        self.clock
+            .window()
+            .map(|window: Window| site.history.growth(window))
+    }
+
+    /// The last pass over the live blocks, if there was one.
+    pub fn live(&self) -> Option<&LiveScan> {
+        self.live.as_ref()
+    }
+
+    /// Live mappings by age at `now_ns`, those at least `older_than` old counted on their own.
+    pub fn mapping_ages(&self, now_ns: u64, older_than: Option<Duration>) -> HashMap<SiteId, SiteAges> {
+        let older_than_ns = older_than.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        let mut all = HashMap::new();
+        for (instance, set) in &self.mappings {
+            for ((stack, mapping), ages) in set.ages(now_ns, older_than_ns) {
+                let domain = Domain::Mmap;
+                all.insert(
+                    SiteId {
+                        instance: *instance,
+                        domain,
+                        stack,
+                        mapping: Some(mapping),
+                    },
+                    ages,
+                );
+            }
+        }
+        all
+    }
+
+    /// What allocators hold of the kernel in this process; none when its mappings are not watched.
+    pub fn allocator_mapped_bytes(&self, instance: u32) -> Option<u64> {
+        self.mappings.get(&instance).map(MappingSet::allocator_bytes)
+    }
+
+    pub fn untracked_unmaps(&self, instance: u32) -> Untracked {
+        self.mappings
+            .get(&instance)
+            .map(MappingSet::untracked)
+            .unwrap_or_default()
+    }
+
+    pub fn counters(&self) -> &[u64; COUNTERS] {
+        &self.counters
+    }
+
+    pub fn limits(&self) -> &BTreeMap<String, Limit> {
+        &self.limits
+    }
+
+    pub fn kernel_map_bytes(&self) -> Option<u64> {
+        self.kernel_map_bytes
+    }
+
+    pub fn undecoded(&self) -> u64 {
+        self.undecoded
+    }
+
+    pub fn tick(&self) -> u64 {
+        self.tick
+    }
+
+    pub fn since_ns(&self) -> u64 {
+        self.since_ns
+    }
+
+    pub fn at_ns(&self) -> u64 {
+        self.at_ns
+    }
+}
+
+/// None when the domain is none of the known ones.
+pub fn site_id(key: &SiteKey) -> Option<SiteId> {
+    let domain = Domain::from_u32(key.domain)?;
+    Some(SiteId {
+        instance: key.instance,
+        domain,
+        stack: key.stack,
+        mapping: None,
+    })
+}
+
+pub fn site_key(id: &SiteId) -> SiteKey {
+    SiteKey {
+        instance: id.instance,
+        domain: id.domain as u32,
+        stack: id.stack,
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

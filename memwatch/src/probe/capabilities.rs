@@ -1,0 +1,81 @@
+//! What this kernel can do, asked once.
+
+use anyhow::{Context as _, Result};
+use btf_rs::{Btf, Type};
+use memwatch_common::Config;
+
+/// Where the running kernel keeps what the kernel side reads of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskLayout {
+    pub pid: u32,
+    pub tgid: u32,
+    pub signal: u32,
+    pub signal_live: u32,
+    pub sas_sp: u32,
+    pub sas_size: u32,
+    pub mm: u32,
+    pub mm_brk: u32,
+}
+
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+impl TaskLayout {
+    pub fn of_running_kernel() -> Result<Self> {
+        let btf = Btf::from_file(KERNEL_BTF).with_context(|| {
+            format!(
+                "cannot read the kernel's type information at {KERNEL_BTF} (it needs CONFIG_DEBUG_INFO_BTF)"
+            )
+        })?;
+        Ok(Self {
+            pid: offset(&btf, "task_struct", "pid")?,
+            tgid: offset(&btf, "task_struct", "tgid")?,
+            signal: offset(&btf, "task_struct", "signal")?,
+            signal_live: offset(&btf, "signal_struct", "live")?,
+            sas_sp: offset(&btf, "task_struct", "sas_ss_sp")?,
+            sas_size: offset(&btf, "task_struct", "sas_ss_size")?,
+            mm: offset(&btf, "task_struct", "mm")?,
+            mm_brk: offset(&btf, "mm_struct", "brk")?,
+        })
+    }
+
+    pub fn write_to(self, config: &mut Config) {
+        config.task_pid = self.pid;
+        config.task_tgid = self.tgid;
+        config.task_signal = self.signal;
+        config.signal_live = self.signal_live;
+        config.task_sas_sp = self.sas_sp;
+        config.task_sas_size = self.sas_size;
+        config.task_mm = self.mm;
+        config.mm_brk = self.mm_brk;
+    }
+}
+
+/// The byte offset of a member, also inside unnamed structs and unions.
+fn offset(btf: &Btf, structure: &str, member: &str) -> Result<u32> {
+    for found in btf
+        .resolve_types_by_name(structure)
+        .with_context(|| format!("the kernel has no {structure}"))?
+    {
+        if let Some(bits) = member_bits(btf, &found, member) {
+            return Ok(bits / 8);
+        }
+    }
+    anyhow::bail!("this kernel's {structure} has no member {member}")
+}
+
+fn member_bits(btf: &Btf, structure: &Type, name: &str) -> Option<u32> {
+    let (Type::Struct(structure) | Type::Union(structure)) = structure else {
+        return None;
+    };
+    structure.members.iter().find_map(|member| {
+        let member_name = btf.resolve_name(member).unwrap_or_default();
+        if member_name == name {
+            return Some(member.bit_offset());
+        }
+        if !member_name.is_empty() {
+            return None;
+        }
+        let inner = btf.resolve_chained_type(member).ok()?;
+        member_bits(btf, &inner, name).map(|bits| bits + member.bit_offset())
+    })
+}

@@ -1,0 +1,17 @@
+//! What to probe, where, and how.
+
+mod forward_x86;
+pub mod functions;
+pub mod placer;
+mod placer_x86;
+pub mod plan;
+pub mod symbols;
+
+pub mod attach;
+pub mod capabilities;
+pub mod links;
+pub mod load;
+pub mod preflight;
+#[cfg(test)]
+mod tests;
+pub mod tracefs;

@@ -1,0 +1,5 @@
+mod elf;
+mod live;
+mod placer;
+mod plan;
+mod symbols;

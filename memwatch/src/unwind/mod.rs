@@ -1,0 +1,32 @@
+//! Unwinding without frame pointers: from the unwind information that compilers put into every file to small sorted
+//! tables that a program in the kernel can search.
+//!
+//! [`build`] reads one file (or the vdso) and makes a [`Table`] that stands alone. [`Interner`] gives the rules of
+//! all tables shared numbers, so that a row takes four bytes. [`interpret`] walks a stack with such tables in user
+//! space: with the same step as the kernel side, for tests and for checks of single stacks.
+
+mod collect;
+mod elf;
+mod entries;
+pub mod interpret;
+mod pages;
+pub mod publish;
+pub mod rules;
+pub mod stats;
+pub mod table;
+mod x86_64;
+
+#[cfg(test)]
+mod tests;
+
+pub use elf::Segment;
+pub use rules::Interner;
+pub use stats::{Dropped, TableStats};
+pub use table::{BuildError, Table, build};
+
+/// For fuzzers: whatever the bytes are, building must end soon, and the result must hold together.
+pub fn fuzz_entry(bytes: &[u8]) {
+    if let Ok(table) = build(bytes) {
+        assert_eq!(table.check(), Ok(()));
+    }
+}

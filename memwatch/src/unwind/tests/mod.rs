@@ -1,0 +1,6 @@
+mod hostile;
+mod image;
+mod live;
+mod oracle;
+mod real;
+mod synthetic;

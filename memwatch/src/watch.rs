@@ -1,0 +1,465 @@
+//! One watch: the kernel side in place, the model it feeds, and the names. No loop and no output; the controller
+//! has those.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use memwatch_common::{
+    Counter, Domain, Event, EventKind,
+    counter::Effect,
+    event::{MAPPING_ANONYMOUS, MAPPING_EXECUTABLE},
+};
+
+use crate::{
+    collect::{
+        collector::{self, Collector},
+        stacks::KernelStacks,
+    },
+    model::{
+        assemble::{self, Meta},
+        counts::Counts,
+        group::QueryError,
+        health::Notice,
+        processes::ProcessFacts,
+        query::Query,
+        report::{Host, Kind, Overhead, Process, Report},
+        state::{Baseline, Model},
+    },
+    probe::{
+        attach::{Attached, Attacher, Scope},
+        load::KernelSide,
+    },
+    symbolize::Symbolizer,
+    target::{ProcRoot, describe::Describer, modules::ProcessModules, rss::SelfUsage},
+    unwind::publish::Publisher,
+};
+
+pub mod clock;
+pub mod command;
+pub mod neighbours;
+pub mod overhead;
+pub mod start;
+
+/// Host-wide probes give way to probes in the watched processes when the others hit them more often than this:
+/// at half a microsecond a hit, one per cent of a core.
+const FOREIGN_HITS_PER_SECOND: f64 = 20_000.0;
+
+/// Names may take this long per tick on the screen; what does not fit is named in the next.
+pub const NAMING_BUDGET: Duration = Duration::from_millis(150);
+
+pub struct Watch {
+    kernel: KernelSide,
+    collector: Collector,
+    attacher: Attacher,
+    model: Model,
+    symbolizer: Symbolizer<KernelStacks>,
+    publisher: Publisher,
+    describer: Describer,
+    proc: ProcRoot,
+    /// Watched and alive: pid to instance.
+    alive: BTreeMap<u32, u32>,
+    facts: HashMap<u32, ProcessFacts>,
+    /// Ended, with blocks that are still in the map of live blocks.
+    dead: HashSet<u32>,
+    /// Children, and whom they were forked from: what they free may be a copy of that one's block.
+    parents: HashMap<u32, u32>,
+    notices: Vec<Notice>,
+    scope_is_automatic: bool,
+    meta: Meta,
+    since: jiff::Timestamp,
+    since_ns: u64,
+    tick: u64,
+    ticked_at: Instant,
+    usage: Option<SelfUsage>,
+    foreign_hits: u64,
+    work: overhead::Work,
+    scanned: Option<(Instant, Duration)>,
+}
+
+impl Watch {
+    pub fn ring_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.collector.ring_fd()
+    }
+
+    /// No watched process is left.
+    pub fn all_ended(&self) -> bool {
+        self.alive.is_empty()
+    }
+
+    pub fn alive(&self) -> impl Iterator<Item = u32> + '_ {
+        self.alive.keys().copied()
+    }
+
+    /// Acts on what cannot wait for the next tick: forks, execs, exits, new code.
+    pub fn react(&mut self) -> Result<()> {
+        let mut new_code = Vec::new();
+        for event in self.collector.drain() {
+            match EventKind::from_u32(event.kind) {
+                Some(EventKind::Fork) => self.forked(&event)?,
+                Some(EventKind::Exec) => self.replaced(&event)?,
+                Some(EventKind::Exit) => self.ended(&event)?,
+                Some(EventKind::Map)
+                    if event.flags & (MAPPING_EXECUTABLE | MAPPING_ANONYMOUS) == MAPPING_EXECUTABLE =>
+                {
+                    new_code.push(event);
+                }
+                _ => {}
+            }
+        }
+        new_code.dedup_by_key(|event| event.pid);
+        for event in new_code {
+            self.new_code(&event);
+        }
+        Ok(())
+    }
+
+    fn forked(&mut self, event: &Event) -> Result<()> {
+        self.kernel.reserve_unknown_site(event.instance)?;
+        self.alive.insert(event.pid, event.instance);
+        self.parents.insert(event.instance, event.a as u32);
+        self.symbolizer
+            .add_process(event.instance, event.pid, Some(event.a as u32));
+        if self.attacher.scope == Scope::Process && self.attach(event.pid).is_some() {
+            let late = clock::monotonic_ns().saturating_sub(event.end_ns) as f64 / 1e6;
+            self.notice(
+                format!(
+                    "process {} was probed {late:.1} ms after its fork: what it allocated before is not counted (--probe-scope host has no such gap)",
+                    event.pid
+                ),
+                Effect::Totals,
+            );
+        }
+        self.describe(event.pid, event.instance);
+        Ok(())
+    }
+
+    fn replaced(&mut self, event: &Event) -> Result<()> {
+        let old = event.a as u32;
+        self.kernel.reserve_unknown_site(event.instance)?;
+        self.collector.take_replaced(&self.kernel, event.pid, old)?;
+        self.symbolizer.end_process(old);
+        self.dead.insert(old);
+        self.alive.insert(event.pid, event.instance);
+        self.symbolizer.add_process(event.instance, event.pid, None);
+        // The kernel maps the program itself, so no event tells of its code.
+        self.new_code(event);
+        Ok(())
+    }
+
+    fn ended(&mut self, event: &Event) -> Result<()> {
+        if self.alive.get(&event.pid) == Some(&event.instance) {
+            self.alive.remove(&event.pid);
+        }
+        self.collector.take_ended(&self.kernel, event.pid)?;
+        self.symbolizer.end_process(event.instance);
+        self.attacher.detach_process(event.pid);
+        self.dead.insert(event.instance);
+        Ok(())
+    }
+
+    /// A program or a library was loaded: it may be an allocator.
+    fn new_code(&mut self, event: &Event) {
+        self.symbolizer.refresh(event.instance);
+        let Some(attached) = self.attach(event.pid) else {
+            return;
+        };
+        self.publish(event.pid, &attached.modules);
+        let late = clock::monotonic_ns().saturating_sub(event.end_ns) as f64 / 1e6;
+        for file in attached.new_files {
+            self.notice(
+                format!("{file} was probed {late:.1} ms after process {} loaded it: what it handed out before is not counted", event.pid),
+                Effect::Totals,
+            );
+        }
+        self.describe_with(event.pid, event.instance, &attached.modules);
+    }
+
+    fn attach(&mut self, pid: u32) -> Option<Attached> {
+        // A process that has just ended cannot be probed, and need not be.
+        self.attacher.process(&self.kernel, pid).ok()
+    }
+
+    /// Tells the kernel side where the process has its code, for whole stacks.
+    fn publish(&mut self, pid: u32, modules: &ProcessModules) {
+        let Some(instance) = self.alive.get(&pid).copied() else {
+            return;
+        };
+        if let Err(error) = self.publisher.refresh(instance, modules) {
+            self.notice(
+                format!("stacks of process {pid} may end early: {error:#}"),
+                Effect::Stacks,
+            );
+        }
+    }
+
+    fn notice(&mut self, text: String, effect: Effect) {
+        /// More would say nothing new and fill the screen.
+        const MOST: usize = 20;
+        if self.notices.len() < MOST {
+            self.notices.push(Notice { text, effect });
+        }
+    }
+
+    fn describe(&mut self, pid: u32, instance: u32) {
+        self.describe_with(pid, instance, &ProcessModules::default());
+    }
+
+    fn describe_with(&mut self, pid: u32, instance: u32, modules: &ProcessModules) {
+        let Ok(process) = self.describer.describe(pid, modules) else {
+            return;
+        };
+        let mut facts = facts(process);
+        if facts.runtimes.is_empty()
+            && let Some(known) = self.facts.get(&instance)
+        {
+            facts.runtimes.clone_from(&known.runtimes);
+        }
+        self.model.describe(instance, facts.clone());
+        self.facts.insert(instance, facts);
+    }
+
+    /// One tick: reads what changed into the model. `naming`: how long names may take until the next.
+    pub fn tick(&mut self, query: &Query, naming: Option<Duration>) -> Result<()> {
+        // In this order: a site that changes from here on tells of it once more, and what changed before at_ns is
+        // in the ring buffer by now. The kernel side's first tick is 1: a new site's is 0.
+        let kernel_tick = self.tick + 2;
+        self.kernel.set_tick(kernel_tick)?;
+        let now = Instant::now();
+        let at_ns = clock::monotonic_ns();
+        self.react()?;
+        let scan = self.scan_now(query, now);
+        let sample = self
+            .collector
+            .collect(&self.kernel, self.tick, kernel_tick, at_ns, scan)?;
+        if scan.is_some() {
+            self.scanned = Some((Instant::now(), now.elapsed()));
+        }
+        let elapsed = now.duration_since(self.ticked_at).as_secs_f64();
+        self.measure(&sample.counters, elapsed);
+        let foreign = sample.counters[Counter::ForeignHits as usize];
+        self.model.apply(sample);
+        self.refresh_memory();
+        self.clean_up()?;
+        self.collector.set_used(
+            self.model.sites().count() as u64,
+            self.symbolizer.source().known(),
+        );
+        if self.scope_is_automatic && self.attacher.scope == Scope::Host && self.tick > 0 {
+            self.spare_neighbours(foreign, elapsed)?;
+        }
+        self.foreign_hits = foreign;
+        self.ticked_at = now;
+        self.tick += 1;
+        self.symbolizer.begin_tick(naming);
+        Ok(())
+    }
+
+    /// Going through all live blocks costs what exists, so it is done as often as it stays below one part in ten.
+    fn scan_now(&self, query: &Query, now: Instant) -> Option<u64> {
+        let older_than_ns = query.older_than.map_or(0, |age| age.as_nanos() as u64);
+        let due = match self.scanned {
+            Some((at, took)) => now.duration_since(at) >= took * 10,
+            None => true,
+        };
+        (due || query.older_than.is_some()).then_some(older_than_ns)
+    }
+
+    fn spare_neighbours(&mut self, foreign: u64, elapsed: f64) -> Result<()> {
+        let rate = (foreign - self.foreign_hits) as f64 / elapsed.max(1e-3);
+        if rate <= FOREIGN_HITS_PER_SECOND {
+            return Ok(());
+        }
+        let pids: Vec<u32> = self.alive().collect();
+        self.attacher.narrow(&mut self.kernel, &pids)?;
+        self.notice(
+            format!(
+                "other processes hit the probes {rate:.0} times a second, so these now sit in the watched processes only: children are probed some milliseconds after their fork"
+            ),
+            Effect::Work,
+        );
+        Ok(())
+    }
+
+    fn refresh_memory(&mut self) {
+        let alive: Vec<(u32, u32)> = self
+            .alive
+            .iter()
+            .map(|(pid, instance)| (*pid, *instance))
+            .collect();
+        for (pid, instance) in alive {
+            let (Some(facts), Ok(memory)) = (self.facts.get_mut(&instance), self.proc.memory(pid)) else {
+                continue;
+            };
+            facts.rss_bytes = memory.rss_bytes.or(facts.rss_bytes);
+            facts.peak_rss_bytes = memory.peak_rss_bytes.or(facts.peak_rss_bytes);
+            self.model.describe(instance, facts.clone());
+        }
+    }
+
+    /// Makes room in the kernel's maps for those who still run.
+    fn clean_up(&mut self) -> Result<()> {
+        self.attacher.look_again();
+        let needed = self.ancestors();
+        let (kept, gone): (HashSet<u32>, HashSet<u32>) =
+            self.dead.iter().partition(|instance| needed.contains(instance));
+        if !gone.is_empty() {
+            collector::purge_live(&self.kernel, &gone)?;
+            self.dead = kept;
+        }
+        let forgotten = self.model.forget();
+        if !forgotten.is_empty() {
+            collector::purge_sites(&self.kernel, &forgotten.iter().copied().collect())?;
+            self.symbolizer.forget(&forgotten);
+            self.publisher.forget(&forgotten);
+            for instance in forgotten {
+                self.parents.remove(&instance);
+                self.facts.remove(&instance);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose blocks living processes may hold copies of.
+    fn ancestors(&self) -> HashSet<u32> {
+        let mut all = HashSet::new();
+        for instance in self.alive.values() {
+            let mut next = self.parents.get(instance);
+            while let Some(parent) = next
+                && all.insert(*parent)
+            {
+                next = self.parents.get(parent);
+            }
+        }
+        all
+    }
+
+    fn measure(&mut self, counters: &[u64; memwatch_common::counter::COUNTERS], elapsed: f64) {
+        let usage = SelfUsage::now(Instant::now()).ok();
+        let cpu = match (&usage, &self.usage) {
+            (Some(now), Some(before)) => now.cpu_percent_since(before),
+            _ => None,
+        };
+        let rss = self
+            .proc
+            .own_pid()
+            .and_then(|pid| self.proc.rss_bytes(pid).ok().flatten());
+        self.usage = usage;
+        let work = overhead::Work::of(counters, &self.model);
+        self.meta.overhead = Overhead {
+            target_percent: (self.tick > 0).then(|| work.percent_since(&self.work, elapsed, &self.attacher)),
+            self_cpu_percent: cpu.filter(|_| self.tick > 0),
+            self_rss_bytes: rss,
+            ..Overhead::default()
+        };
+        self.work = work;
+    }
+
+    /// What is known now, grouped and named.
+    pub fn report(
+        &mut self,
+        query: &Query,
+        kind: Kind,
+        baseline: Option<&Baseline>,
+    ) -> Result<Report, QueryError> {
+        let now_ns = self.model.at_ns();
+        let passed = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
+        self.meta.kind = kind;
+        self.meta.since = self.since.to_string();
+        self.meta.time =
+            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
+        self.meta.probes = self.attacher.report(&self.kernel);
+        self.meta.notices.clone_from(&self.notices);
+        assemble::report(
+            &self.model,
+            query,
+            &mut self.symbolizer,
+            baseline,
+            now_ns,
+            &self.meta,
+        )
+    }
+
+    pub fn baseline(&self) -> Baseline {
+        self.model.baseline()
+    }
+
+    /// Bytes in use over all that is watched.
+    pub fn inuse_bytes(&self) -> u64 {
+        self.model
+            .sites()
+            .map(|(_, site)| Counts::from(&site.totals).inuse_bytes())
+            .sum()
+    }
+
+    pub fn tick_number(&self) -> u64 {
+        self.tick
+    }
+
+    /// Nothing counts from this instant on; the probes go when the watch is dropped.
+    pub fn stop(&mut self) -> Result<()> {
+        self.kernel.set_gate(false)
+    }
+}
+
+fn facts(process: Process) -> ProcessFacts {
+    ProcessFacts {
+        ppid: process.ppid,
+        start_time: process.start_time,
+        comm: process.comm,
+        exe: process.exe,
+        cmdline: process.cmdline,
+        cgroup: process.cgroup,
+        container: process.container,
+        pod: process.pod,
+        runtimes: process.runtimes,
+        rss_bytes: process.rss_bytes,
+        peak_rss_bytes: process.peak_rss_bytes,
+    }
+}
+
+/// What stays the same over a watch.
+fn meta(settings: &start::Settings) -> Meta {
+    Meta {
+        interval_seconds: settings.interval.as_secs_f64(),
+        host: host(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        follow: settings.follow,
+        max_depth: settings.bounds.max_frames,
+        domains: vec![Domain::Native, Domain::Mmap],
+        ..Meta::default()
+    }
+}
+
+fn host() -> Host {
+    let read = |name: &str| {
+        std::fs::read_to_string(format!("/proc/sys/kernel/{name}"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    Host {
+        name: read("hostname"),
+        kernel: read("osrelease"),
+        arch: std::env::consts::ARCH.to_owned(),
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch")
+            .field("alive", &self.alive)
+            .field("tick", &self.tick)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Closed before the first probe goes: a free whose probe is already gone would look like a leak to nobody
+        // any more, but a return without its call would be counted.
+        let _ = self.kernel.set_gate(false);
+    }
+}

@@ -1,0 +1,376 @@
+//! From a target to a watch: everything in place, then the gate is opened at one instant.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ffi::OsString,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use memwatch_common::process::PROCESS_FOLLOW;
+
+use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead};
+use crate::{
+    cli::error::{ExitCode, Failure},
+    collect::{collector::Collector, stacks::KernelStacks},
+    model::{query::UnknownName, state::Model},
+    probe::{
+        attach::{Attacher, Scope},
+        links::Method,
+        load::{Bounds, KernelSide},
+        plan::Abilities,
+        preflight::{self, ReturnProbes},
+    },
+    symbolize::Symbolizer,
+    target::{
+        ProcRoot,
+        describe::Describer,
+        select::{Selector, Target},
+        status::Seccomp,
+    },
+    unwind::publish::Publisher,
+};
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Running(Target),
+    /// Started by memwatch, watched from its first instruction.
+    Command(Vec<OsString>),
+}
+
+/// Where the user wants the probes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScopeChoice {
+    /// In the whole host while the neighbours are quiet, else in the watched processes.
+    #[default]
+    Auto,
+    Host,
+    Process,
+}
+
+impl ScopeChoice {
+    pub const NAMES: &'static [&'static str] = &["auto", "host", "process"];
+}
+
+impl std::str::FromStr for ScopeChoice {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "host" => Ok(Self::Host),
+            "process" => Ok(Self::Process),
+            other => Err(UnknownName {
+                name: other.to_owned(),
+                known: Self::NAMES,
+            }),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub subject: Subject,
+    pub bounds: Bounds,
+    pub interval: Duration,
+    pub follow: bool,
+    pub scope: ScopeChoice,
+    pub method: Method,
+}
+
+/// Puts a watch in place. `progress` is told each step.
+pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watch> {
+    let proc = ProcRoot::default();
+    let before = neighbours::Reading::take(&proc);
+    let (pids, held) = subject(&settings.subject)?;
+    progress("loading the kernel side");
+    let mut kernel = KernelSide::load(&settings.bounds, settings.method).map_err(not_permitted)?;
+    progress("trying return probes on a process of our own");
+    let return_probes = preflight::return_probes(&kernel).map_err(not_permitted)?;
+    let pids = endurable(&proc, &settings.subject, pids, return_probes)?;
+    let collector = Collector::new(&mut kernel)?;
+    let (major, minor) = kernel_version();
+    let attacher = Attacher::new(
+        proc.clone(),
+        Abilities::of_kernel(major, minor, true),
+        Scope::Process,
+    );
+    let symbolizer = Symbolizer::new(KernelStacks::new(&kernel)?);
+    let mut watch = Watch {
+        collector,
+        attacher,
+        model: Model::new(),
+        symbolizer,
+        publisher: Publisher::new(&kernel)?,
+        describer: Describer::new(proc.clone()),
+        proc,
+        alive: BTreeMap::new(),
+        facts: HashMap::new(),
+        dead: HashSet::new(),
+        parents: HashMap::new(),
+        notices: Vec::new(),
+        scope_is_automatic: settings.scope == ScopeChoice::Auto,
+        meta: meta(settings),
+        since: jiff::Timestamp::now(),
+        since_ns: clock::monotonic_ns(),
+        tick: 0,
+        ticked_at: Instant::now(),
+        usage: None,
+        foreign_hits: 0,
+        work: overhead::Work::default(),
+        scanned: None,
+        kernel,
+    };
+    watch.put_in_place(settings, &pids, held.as_ref(), &before, progress)?;
+    if let Some(held) = held {
+        held.release()?;
+    }
+    // The kernel's type information and whole files were read for this and are not needed any more.
+    if let Some(give_back) = GIVE_BACK_MEMORY.get() {
+        give_back();
+    }
+    Ok(watch)
+}
+
+/// How the program's allocator gives free memory back to the system, where it does not do so by itself.
+pub static GIVE_BACK_MEMORY: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
+
+/// The processes meant, in order of their pids.
+fn subject(subject: &Subject) -> Result<(Vec<u32>, Option<HeldCommand>)> {
+    match subject {
+        Subject::Running(target) => {
+            let selected = Selector::default().select(target)?;
+            Ok((selected.into_iter().map(|selected| selected.pid).collect(), None))
+        }
+        Subject::Command(arguments) => {
+            let held = HeldCommand::spawn(arguments)?;
+            Ok((vec![held.pid()], Some(held)))
+        }
+    }
+}
+
+/// Without those that return probes would kill. One that the user named is an error.
+fn endurable(
+    proc: &ProcRoot,
+    subject: &Subject,
+    pids: Vec<u32>,
+    return_probes: ReturnProbes,
+) -> Result<Vec<u32>> {
+    if return_probes == ReturnProbes::Safe {
+        return Ok(pids);
+    }
+    let filtered = |pid: &u32| {
+        proc.status(*pid)
+            .is_ok_and(|status| status.seccomp == Some(Seccomp::Filter))
+    };
+    if matches!(subject, Subject::Running(Target::Pids(_)))
+        && let Some(pid) = pids.iter().find(|pid| filtered(pid))
+    {
+        return Err(Failure::new(
+            ExitCode::NotPermitted,
+            anyhow!(
+                "process {pid} has a seccomp filter, and this kernel would kill it at the first return probe"
+            ),
+        )
+        .hint("Linux 6.14 and newer stable kernels mend this")
+        .into());
+    }
+    Ok(pids.into_iter().filter(|pid| !filtered(pid)).collect())
+}
+
+impl Watch {
+    fn put_in_place(
+        &mut self,
+        settings: &Settings,
+        pids: &[u32],
+        held: Option<&HeldCommand>,
+        before: &neighbours::Reading,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<()> {
+        let flags = if settings.follow { PROCESS_FOLLOW } else { 0 };
+        for pid in pids {
+            let instance = self.kernel.watch(*pid, flags)?;
+            self.alive.insert(*pid, instance);
+        }
+        self.kernel.attach_lifecycle().map_err(not_permitted)?;
+        progress("watching system calls that map memory");
+        if let Err(error) = self.kernel.attach_mappings() {
+            self.attacher
+                .fail("mmap, munmap, mremap, brk", "kernel", format!("{error:#}"));
+        }
+        self.attacher.scope = self.choose_scope(settings, pids, held, before);
+        if let Some(held) = held {
+            for library in held.libraries() {
+                // What is no program fails when it is started, and then says why.
+                if let Err(error) = self.attacher.library(&self.kernel, library, held.pid()) {
+                    self.attacher
+                        .fail("*", &library.display().to_string(), format!("{error:#}"));
+                }
+                // Without it stacks through this file end early, which the kernel side counts.
+                let _ = self.publisher.prepare(library);
+            }
+        } else {
+            self.attach_all(settings, pids, progress)?;
+        }
+        // From here on nothing is missed.
+        self.since = jiff::Timestamp::now();
+        self.since_ns = clock::monotonic_ns();
+        self.kernel.set_gate(true)
+    }
+
+    fn attach_all(
+        &mut self,
+        settings: &Settings,
+        pids: &[u32],
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<()> {
+        let mut why_not = None;
+        let mut watched = 0;
+        for pid in pids {
+            progress(&format!("probing process {pid}"));
+            let attached = match self.attacher.process(&self.kernel, *pid) {
+                Ok(attached) => attached,
+                Err(error) => {
+                    why_not = Some(format!("{error:#}"));
+                    continue;
+                }
+            };
+            if attached.allocators == 0 {
+                why_not = Some(
+                    attached
+                        .why_not
+                        .unwrap_or_else(|| "nothing that it has mapped has allocation functions".to_owned()),
+                );
+                self.attacher.skip(
+                    "*",
+                    &format!("process {pid}"),
+                    why_not.clone().unwrap_or_default(),
+                );
+                continue;
+            }
+            watched += 1;
+            let Some(instance) = self.alive.get(pid).copied() else {
+                continue;
+            };
+            progress(&format!("reading the unwind tables of process {pid}"));
+            self.publish(*pid, &attached.modules);
+            self.symbolizer.add_process(instance, *pid, None);
+            if let Ok(process) = self.describer.describe(*pid, &attached.modules) {
+                let facts = facts(process);
+                self.model.describe(instance, facts.clone());
+                self.facts.insert(instance, facts);
+            }
+        }
+        if watched > 0 {
+            return Ok(());
+        }
+        let gone = pids.iter().all(|pid| self.proc.stat(*pid).is_err());
+        if gone {
+            return Err(Failure::new(
+                ExitCode::NoTarget,
+                anyhow!("the target ended before anything was seen"),
+            )
+            .into());
+        }
+        let who = match &settings.subject {
+            Subject::Running(Target::Pids(pids)) if pids.len() == 1 => format!("process {}", pids[0]),
+            _ => "any of the processes".to_owned(),
+        };
+        Err(Failure::new(
+            ExitCode::NotPermitted,
+            anyhow!(
+                "there is no allocator in {who} that can be watched: {}",
+                why_not.unwrap_or_default()
+            ),
+        )
+        .hint("`memwatch doctor --pid PID` tells more")
+        .into())
+    }
+
+    /// Host-wide only when nobody else pays for it.
+    fn choose_scope(
+        &self,
+        settings: &Settings,
+        pids: &[u32],
+        held: Option<&HeldCommand>,
+        before: &neighbours::Reading,
+    ) -> Scope {
+        match settings.scope {
+            ScopeChoice::Host => return Scope::Host,
+            ScopeChoice::Process => return Scope::Process,
+            ScopeChoice::Auto if !settings.follow => return Scope::Process,
+            ScopeChoice::Auto => {}
+        }
+        let mut files = HashSet::new();
+        let mut catalog = crate::target::modules::Catalog::new(self.proc.clone());
+        let mut ids = crate::target::file_id::FileIds::default();
+        for pid in pids {
+            if let Ok(modules) = catalog.read(*pid) {
+                files.extend(modules.modules.iter().filter_map(|module| module.id));
+            }
+        }
+        if let Some(held) = held {
+            files.extend(
+                held.libraries()
+                    .iter()
+                    .filter_map(|path| Some(ids.look_up(path).ok()?.id)),
+            );
+        }
+        let ours: BTreeSet<u32> = pids.iter().copied().collect();
+        std::thread::sleep(neighbours::LOOK.saturating_sub(before.age()));
+        if neighbours::quiet(&self.proc, before, &ours, &files) {
+            Scope::Host
+        } else {
+            Scope::Process
+        }
+    }
+}
+
+/// What the kernel does not let us do, or cannot.
+fn not_permitted(error: anyhow::Error) -> anyhow::Error {
+    let failure = Failure::new(ExitCode::NotPermitted, error);
+    let permitted = ProcRoot::default().path().exists() && is_root();
+    if permitted {
+        failure.hint("`memwatch doctor` tells what this kernel allows")
+    } else {
+        failure.hint("run memwatch as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE")
+    }
+    .into()
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments, no failure.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Major and minor version of the running kernel; 0.0 where it cannot be read.
+pub fn kernel_version() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    parse_version(&release).unwrap_or((0, 0))
+}
+
+fn parse_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Used where a kernel side is needed without a target.
+pub fn load_only(bounds: &Bounds, method: Method) -> Result<KernelSide> {
+    KernelSide::load(bounds, method)
+        .map_err(not_permitted)
+        .context("cannot load the kernel side")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_of_all_distributions() {
+        assert_eq!(parse_version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(parse_version("5.15.0-101-generic"), Some((5, 15)));
+        assert_eq!(parse_version("6.1.0-18-amd64"), Some((6, 1)));
+        assert_eq!(parse_version(""), None);
+    }
+}
