@@ -1,0 +1,149 @@
+//! `cargo xtask bench`: what watching costs the watched, beside other tools, measured in one run; and what memwatch
+//! itself costs. The method is told in `docs/overhead.md`, into which the figures are written.
+
+mod contestant;
+mod lines;
+mod machine;
+mod own;
+mod pairs;
+mod peers;
+mod stats;
+mod table;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+
+pub use peers::setup;
+
+use self::{
+    contestant::Contestant,
+    own::Own,
+    pairs::Pairs,
+    table::{Block, Row},
+};
+use crate::{setup as machine_setup, shell};
+
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Rounds; each measures every contestant once
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// How long each measurement lasts
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Threads of the program watched; one block of the table for each
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    threads: Vec<u32>,
+    /// Only these contestants (by name; `plain` is always there)
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Do not measure what memwatch itself takes
+    #[arg(long)]
+    skip_own: bool,
+    /// Print the table, leave docs/overhead.md alone
+    #[arg(long)]
+    no_write: bool,
+}
+
+impl Options {
+    fn duration(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+
+    fn wants(&self, contestant: &Contestant) -> bool {
+        self.only.is_empty() || contestant.is_plain() || self.only.iter().any(|name| *name == contestant.name)
+    }
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    ensure!(
+        options.rounds > 0 && options.seconds >= 0.2,
+        "at least one round, of at least 0.2 seconds"
+    );
+    if !shell::is_root() {
+        bail!("this needs root to attach to processes: run it as root");
+    }
+    machine_setup::run(&machine_setup::Options {
+        tests: false,
+        bench: true,
+    })?;
+    let memwatch = shell::memwatch()?;
+    let mut contestants = contestant::all(&memwatch);
+    contestants.retain(|contestant| options.wants(contestant));
+    if contestants.iter().any(Contestant::is_ours) || !options.skip_own {
+        shell::build_memwatch()?;
+    }
+    let program = pairs::compile()?;
+
+    let mut blocks = Vec::new();
+    for &threads in &options.threads {
+        blocks.push(measure_block(options, &program, &contestants, threads)?);
+    }
+    let own = if options.skip_own {
+        None
+    } else {
+        Some(Own::measure(&memwatch, &program))
+    };
+    let failed = blocks
+        .iter()
+        .flat_map(|block| &block.rows)
+        .filter(|row| row.required && row.failure.is_some())
+        .count();
+    let own_failed = matches!(&own, Some(Err(_)));
+
+    let text = table::markdown(
+        &machine::describe(),
+        &contestants,
+        &blocks,
+        own.as_ref(),
+        options.rounds,
+        options.seconds,
+    );
+    println!("{text}");
+    ensure!(
+        failed == 0 && !own_failed,
+        "memwatch itself could not be measured: the table says why; nothing was written"
+    );
+    if !options.no_write {
+        let file = shell::workspace().join("docs/overhead.md");
+        shell::write(&file, &table::splice(&shell::read(&file)?, &text)?)?;
+        shell::say(format!("wrote {}", file.display()));
+    }
+    Ok(())
+}
+
+/// All contestants, one after the other, round by round: so that whatever disturbs the machine disturbs all alike.
+fn measure_block(
+    options: &Options,
+    program: &Path,
+    contestants: &[Contestant],
+    threads: u32,
+) -> Result<Block> {
+    let mut rows: Vec<Row> = contestants.iter().map(Row::new).collect();
+    for round in 1..=options.rounds {
+        for (contestant, row) in contestants.iter().zip(&mut rows) {
+            if row.failure.is_some() {
+                continue;
+            }
+            // Anew each time: nobody starts in what the one before left behind.
+            let target = Pairs::start(program, threads, pairs::Rate::Max)?;
+            let outcome = contestant.measure(&target, options.duration());
+            match outcome {
+                Ok(reading) => {
+                    shell::say(format!(
+                        "{threads} threads, round {round}/{}: {}: {:.0} ns/pair",
+                        options.rounds, contestant.name, reading.cpu_ns_per_pair
+                    ));
+                    row.readings.push(reading);
+                }
+                Err(error) => {
+                    shell::say(format!("{}: {error:#}", contestant.name));
+                    row.failure = Some(format!("{error:#}"));
+                }
+            }
+        }
+    }
+    Ok(Block { threads, rows })
+}
