@@ -3,6 +3,7 @@
 #define Py_BUILD_CORE 1
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 #include "Python.h"
 #include "internal/pycore_pystate.h"
 #if PY_VERSION_HEX >= 0x03090000
@@ -23,6 +24,17 @@
 #define SHOW(name, value) printf("%s %ld\n", name, (long)(value))
 #define NONE(name) SHOW(name, -1)
 #define AT(name, type, field) SHOW(name, offsetof(type, field))
+
+/* Which bit of the state is the lowest one of `kind`. */
+static int kind_bit(void)
+{
+    PyASCIIObject object;
+    memset(&object, 0, sizeof object);
+    object.state.kind = 1;
+    unsigned int state;
+    memcpy(&state, &object.state, sizeof state);
+    return __builtin_ctz(state);
+}
 
 int main(void)
 {
@@ -130,6 +142,7 @@ int main(void)
     AT("bytes_data", PyBytesObject, ob_sval);
     AT("text_length", PyASCIIObject, length);
     AT("text_state", PyASCIIObject, state);
+    SHOW("text_kind_bit", kind_bit());
     SHOW("text_ascii_data", sizeof(PyASCIIObject));
     SHOW("text_other_data", sizeof(PyCompactUnicodeObject));
 
