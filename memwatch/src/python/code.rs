@@ -239,13 +239,16 @@ impl CodeCache {
         memory: &impl Memory,
     ) -> Result<Location, CodeError> {
         let code = self.get(reader, frame.code, frame.fingerprint, memory)?;
-        if code.offset_of(reader.layout, frame.instruction).is_some() {
+        let known = code.offset_of(reader.layout, frame.instruction).is_some();
+        if known || reader.layout.free_threaded == 0 {
             return Ok(code.locate(reader.layout, frame.instruction));
         }
-        // In a free-threaded build a thread may have got its copy of the code after the object was read.
+        // The thread may have got its copy of the code after the object was read.
         self.known.remove(&(frame.code, frame.fingerprint));
-        let code = self.get(reader, frame.code, frame.fingerprint, memory)?;
-        Ok(code.locate(reader.layout, frame.instruction))
+        let again = self
+            .get(reader, frame.code, frame.fingerprint, memory)
+            .unwrap_or(code);
+        Ok(again.locate(reader.layout, frame.instruction))
     }
 
     /// What could not be read is not tried again: the object is gone.
