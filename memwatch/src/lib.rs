@@ -8,6 +8,7 @@ pub mod format;
 pub mod model;
 mod pipe;
 pub mod probe;
+pub mod python;
 pub mod screen;
 pub mod symbolize;
 pub mod target;
