@@ -2,3 +2,4 @@ mod interpreters;
 mod line_tables;
 mod live;
 mod pools;
+mod stripped;
