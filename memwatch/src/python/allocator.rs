@@ -111,7 +111,7 @@ impl AllocatorFacts {
         let group = bias.wrapping_add(slot).wrapping_sub(MALLOC);
         let moved = |function: Option<u64>| function.map(|function| function.wrapping_add(bias));
         let (pymalloc, raw) = (moved(self.pymalloc), moved(self.raw));
-        let (mut context, mut function) = (memory.u64(group)?, memory.u64(group + MALLOC)?);
+        let (mut context, mut function) = (memory.u64(group)?, memory.u64(group.wrapping_add(MALLOC))?);
         let mut active = Active {
             base: Base::Unknown,
             debug: false,
@@ -178,10 +178,10 @@ fn symbol(elf: &ElfBytes<'_>, names: &[&str]) -> Option<u64> {
 fn slot(elf: &ElfBytes<'_>, offsets: &Offsets, domain: PythonDomain) -> Option<u64> {
     if let Some(allocators) = offsets.runtime_allocators {
         let group = u64::from(allocators) + ALLOCATOR * domain as u64;
-        return Some(elf.runtime()? + group + MALLOC);
+        return Some(elf.runtime()?.wrapping_add(group + MALLOC));
     }
     if let Some(table) = elf.symbol(domain.table()) {
-        return Some(table.address + MALLOC);
+        return Some(table.address.wrapping_add(MALLOC));
     }
     let function = elf.symbol(domain.function())?;
     let read = decode_x86::data_addresses(function.address, elf.code(function)?);
@@ -197,7 +197,7 @@ fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
         return elf.pointer_at(slot);
     }
     let context = elf.pointer_at(slot.checked_sub(MALLOC)?)?;
-    elf.pointer_at(context + 16)
+    elf.pointer_at(context.wrapping_add(16))
 }
 
 /// How often code names an address, other than to call it.

@@ -80,7 +80,7 @@ pub fn stores(address: u64, code: &[u8], offset: u8, value: u32) -> Vec<u64> {
             && window[2..] == [offset, a, b, c, d]
     };
     let places = code.windows(7).enumerate().filter(|(_, window)| is_store(window));
-    places.map(|(at, _)| address + at as u64).collect()
+    places.map(|(at, _)| address.wrapping_add(at as u64)).collect()
 }
 
 /// How often the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls

@@ -35,10 +35,10 @@ fn read(path: &Path) -> PythonFile {
         .unwrap()
 }
 
-/// Compilers leave remnants that nothing leads to, too short for the call that a frame in them would take.
+/// Compilers leave remnants of an instruction or two that nothing leads to. No frame is ever in them.
 fn frames(file: &PythonFile) -> Vec<Range<u64>> {
     let mut ranges = file.native.evaluates.clone();
-    ranges.retain(|range| range.end - range.start > 5);
+    ranges.retain(|range| range.end - range.start > 16);
     ranges
 }
 
