@@ -29,6 +29,7 @@ impl NativeCode {
         code
     }
 
+    #[must_use]
     pub fn moved(&self, bias: u64) -> Self {
         let moved = |ranges: &[Range<u64>]| {
             ranges
@@ -82,7 +83,7 @@ fn evaluating(elf: &ElfBytes<'_>) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Pieces of code that a function jumps into on a condition. Functions are only jumped to at their start, as a last act.
+/// Pieces of code that a function jumps into and that are no functions: the stack is in use where they begin.
 fn cold_parts(elf: &ElfBytes<'_>, function: &Range<u64>) -> Vec<Range<u64>> {
     let size = usize::try_from(function.end - function.start).unwrap_or(0);
     let Some(code) = elf.bytes_at(function.start).and_then(|bytes| bytes.get(..size)) else {
@@ -90,11 +91,7 @@ fn cold_parts(elf: &ElfBytes<'_>, function: &Range<u64>) -> Vec<Range<u64>> {
     };
     let mut parts: Vec<Range<u64>> = decode_x86::jumps_out(function.start, code)
         .into_iter()
-        .filter_map(|(target, conditional)| {
-            let piece = elf.piece_of(target)?;
-            (conditional || target != piece.start).then_some(piece)
-        })
-        .filter(|piece| piece.start != function.start)
+        .filter_map(|target| elf.part_of_function(target))
         .collect();
     parts.sort_by_key(|part| part.start);
     parts.dedup();

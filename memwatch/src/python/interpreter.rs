@@ -62,7 +62,7 @@ impl PythonFile {
             code_type: elf.symbol("PyCode_Type").map(|symbol| symbol.address),
             thread_state: thread_state(&elf),
             native: NativeCode::of(&elf, file_name),
-            allocator: AllocatorFacts::of(&elf, &offsets, debug),
+            allocator: AllocatorFacts::of(&elf, &offsets, build),
             arena_variables: arena_variables(&elf),
             parts: elf.segments(),
         }))
@@ -301,8 +301,22 @@ fn arena_variables(elf: &ElfBytes<'_>) -> Vec<u64> {
     let mut variables: Vec<u64> = ["_PyObject_DebugMallocStats", "_Py_GetAllocatedBlocks"]
         .iter()
         .filter_map(|name| elf.symbol(name))
-        .filter_map(|symbol| Some(decode_x86::data_addresses(symbol.address, elf.code(symbol)?)))
-        .flatten()
+        .flat_map(|symbol| {
+            // Compilers split functions: what is jumped to belongs to them.
+            let code = elf.code(symbol).unwrap_or_default();
+            let mut parts = vec![(symbol.address, code)];
+            for target in decode_x86::branches(symbol.address, code) {
+                let size = elf
+                    .piece_of(target)
+                    .map_or(0, |piece| (piece.end - target) as usize);
+                parts.extend(
+                    elf.bytes_at(target)
+                        .and_then(|bytes| Some((target, bytes.get(..size)?))),
+                );
+            }
+            parts
+        })
+        .flat_map(|(address, code)| decode_x86::data_addresses(address, code))
         .collect();
     variables.sort_unstable();
     variables.dedup();
