@@ -25,8 +25,16 @@ pub struct Config {
     pub task_sas_size: u32,
     pub task_mm: u32,
     pub mm_brk: u32,
+    pub task_utask: u32,
+    /// Of `struct uprobe_task`: the return probes that are pending, innermost first.
+    pub utask_returns: u32,
+    /// Of `struct return_instance`.
+    pub return_stack: u32,
+    pub return_address: u32,
+    pub return_next: u32,
     /// Where the thread pointer of user space is kept.
     pub task_fsbase: u32,
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 80);
+const _: () = assert!(size_of::<Config>() == 104);

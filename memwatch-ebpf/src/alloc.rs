@@ -128,11 +128,9 @@ pub fn begin(
         fp: registers.frame(),
     };
     let stack = unwind::walk(config, state, slot, &start);
-    let return_address = slot.stack.frames[1];
     let domain = domain(state, slot, cookie);
     let call = slot.call(depth);
     call.domain = u64::from(domain);
-    call.return_address = return_address;
     call.sp = sp;
     call.cookie = cookie.0;
     call.bytes = request.bytes;

@@ -32,8 +32,6 @@ pub struct InFlight {
     /// What the block was, while it is out of `LIVE`.
     pub old: LiveValue,
     pub stack: u64,
-    /// Where the call returns to; a pending return probe hides it on the stack.
-    pub return_address: u64,
     /// `OLD_*`
     pub old_state: u32,
     pub instance: u32,

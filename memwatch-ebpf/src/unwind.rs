@@ -1,10 +1,13 @@
 //! Taking the stack of the current thread, with the compact unwind tables of its files. Everything else sees only
 //! `walk`.
 
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_probe_read_user};
+use aya_ebpf::helpers::{
+    bpf_probe_read_kernel,
+    generated::{bpf_get_current_task_btf, bpf_probe_read_user},
+};
 use memwatch_common::{
     Config, Counter, ProcessState, Stack,
-    limits::{CACHED_RULES_BITS, KNOWN_STACKS_BITS, MAX_FRAMES, MAX_IN_FLIGHT, STACK_CHUNK},
+    limits::{CACHED_RULES_BITS, KNOWN_STACKS_BITS, MAX_FRAMES, STACK_CHUNK},
     stack::{STACK_BROKEN, STACK_COMPLETE, STACK_TRUNCATED, STACK_UNKNOWN},
     unwind::{
         BLOCK_ROWS, CachedRule, MAX_RANGES, PAGE_SHIFT, Page, PageKey, RULE_ENTRY, RULE_FRAME_POINTER,
@@ -15,7 +18,7 @@ use memwatch_common::{
 
 use crate::{
     bound::mask,
-    maps::{KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, count},
+    maps::{KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, config, count},
     python,
     slot::Slot,
 };
@@ -178,7 +181,7 @@ fn simple_step(slot_at: *mut Slot, slot: &mut Slot, rule: &Rule) -> bool {
         return false;
     };
     if rip & (PAGE - 1) == 0 {
-        rip = behind_probe(slot_at, at, rip);
+        rip = behind_probe(at, rip);
         if rip == 0 {
             return false;
         }
@@ -377,11 +380,17 @@ fn row_at(search: &mut Search, page: &Page, pc_low: u16) -> u32 {
     unsafe { core::ptr::read_volatile(&raw const search.rule) as u32 }
 }
 
-/// One word of user memory.
+/// One word of user memory, as it is without return probes.
 #[inline(always)]
 fn read_word(address: u64) -> Option<u64> {
     let mut value = 0_u64;
-    read(&raw mut value, 8, address).then_some(value)
+    if !read(&raw mut value, 8, address) {
+        return None;
+    }
+    if value & (PAGE - 1) == 0 {
+        value = behind_probe(address, value);
+    }
+    Some(value)
 }
 
 /// A word of the user's stack, out of the chunk when it is in it.
@@ -425,25 +434,37 @@ extern "C" fn load_chunk(slot: *mut Slot, from: u64) -> u32 {
 /// The kernel's trampoline for return probes begins a page.
 const PAGE: u64 = 4096;
 
-/// A pending return probe of ours has put the trampoline's address in place of the caller's; that one was kept.
-/// Anything else at a page's beginning is given back as it is.
+/// Return probes that can be pending in one thread; the kernel's own bound.
+const MAX_RETURN_PROBES: usize = 64;
+
+/// A pending return probe, of ours or of another tool, has put the trampoline's address in place of the caller's. The
+/// kernel's list of them has what stood there. Anything else at a page's beginning is given back as it is.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn behind_probe(slot: *const Slot, address: u64, found: u64) -> u64 {
-    // SAFETY: null or this thread's slot.
-    let Some(slot) = (unsafe { slot.as_ref() }) else {
+extern "C" fn behind_probe(address: u64, found: u64) -> u64 {
+    let Some(config) = config().filter(|config| found != 0 && config.task_utask != 0) else {
         return found;
     };
-    let mut value = found;
-    for index in 0..MAX_IN_FLIGHT {
-        // SAFETY: reads the slot; volatile, so that the verifier does not follow each depth as a case of its own.
-        let depth = unsafe { core::ptr::read_volatile(&raw const slot.depth) };
-        let call = &slot.calls[index];
-        if (index as u32) < depth && call.sp == address && call.return_address != 0 {
-            value = call.return_address;
+    // SAFETY: follows pointers of the current task at offsets from the running kernel's BTF. Only the thread itself
+    // changes the list, and each read is checked.
+    unsafe {
+        let task = bpf_get_current_task_btf() as u64;
+        let pending = read_kernel(task + u64::from(config.task_utask));
+        if pending == 0 {
+            return found;
+        }
+        let mut instance = read_kernel(pending + u64::from(config.utask_returns));
+        for _ in 0..MAX_RETURN_PROBES {
+            if instance == 0 {
+                break;
+            }
+            if read_kernel(instance + u64::from(config.return_stack)) == address {
+                return read_kernel(instance + u64::from(config.return_address));
+            }
+            instance = read_kernel(instance + u64::from(config.return_next));
         }
     }
-    value
+    found
 }
 
 /// Puts the stack into `STACKS` unless it is there already.

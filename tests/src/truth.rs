@@ -176,21 +176,10 @@ fn losses(report: &Report, stacks: bool, found: &mut Vec<String>) {
     {
         match report.health.counters.get(counter.name()) {
             Some(0) => {}
-            Some(count) if is_short_stack(*counter) && few(*count, report) => {}
             Some(count) => found.push(format!("{count} {}: {}", counter.name(), counter.meaning())),
             None => found.push(format!("health.counters has no {}", counter.name())),
         }
     }
-}
-
-/// Counters of stacks that end before the thread's start; their blocks are counted like all others.
-fn is_short_stack(counter: Counter) -> bool {
-    matches!(counter, Counter::StackBroken | Counter::StackNoRule)
-}
-
-/// One stack in a thousand may end early: a thread that allocates while a library is being loaded.
-fn few(count: u64, report: &Report) -> bool {
-    count * 1000 <= report.health.overhead.hits
 }
 
 fn compare_function(truth: &FunctionTruth, seen: Sums, found: &mut Vec<String>) {

@@ -15,6 +15,11 @@ pub struct TaskLayout {
     pub sas_size: u32,
     pub mm: u32,
     pub mm_brk: u32,
+    pub utask: u32,
+    pub utask_returns: u32,
+    pub return_stack: u32,
+    pub return_address: u32,
+    pub return_next: u32,
     pub fsbase: u32,
 }
 
@@ -36,6 +41,11 @@ impl TaskLayout {
             sas_size: offset(&btf, "task_struct", "sas_ss_size")?,
             mm: offset(&btf, "task_struct", "mm")?,
             mm_brk: offset(&btf, "mm_struct", "brk")?,
+            utask: offset(&btf, "task_struct", "utask")?,
+            utask_returns: offset(&btf, "uprobe_task", "return_instances")?,
+            return_stack: offset(&btf, "return_instance", "stack")?,
+            return_address: offset(&btf, "return_instance", "orig_ret_vaddr")?,
+            return_next: offset(&btf, "return_instance", "next")?,
             fsbase: thread_pointer(&btf)?,
         })
     }
@@ -49,6 +59,11 @@ impl TaskLayout {
         config.task_sas_size = self.sas_size;
         config.task_mm = self.mm;
         config.mm_brk = self.mm_brk;
+        config.task_utask = self.utask;
+        config.utask_returns = self.utask_returns;
+        config.return_stack = self.return_stack;
+        config.return_address = self.return_address;
+        config.return_next = self.return_next;
         config.task_fsbase = self.fsbase;
     }
 }

@@ -108,7 +108,13 @@ impl KernelSide {
             task_sas_size: 0,
             task_mm: 0,
             mm_brk: 0,
+            task_utask: 0,
+            utask_returns: 0,
+            return_stack: 0,
+            return_address: 0,
+            return_next: 0,
             task_fsbase: 0,
+            reserved: 0,
         };
         layout.write_to(&mut config);
         set_array(&mut ebpf, "NEXT_INSTANCE", FIRST_KERNEL_INSTANCE)?;
