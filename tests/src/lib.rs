@@ -7,9 +7,12 @@
 
 pub mod binary;
 pub mod compile;
+pub mod gdb;
 pub mod kernel;
 pub mod lines;
 pub mod mapped;
+pub mod server;
+pub mod stacks;
 pub mod target;
 pub mod truth;
 pub mod watch;

@@ -107,7 +107,11 @@ impl Memwatch {
 
     /// Watches a target by whole stacks, every 500 ms. Returns when all probes are attached.
     pub fn of(target: &Target, options: &[&str]) -> Self {
-        let pid = target.pid().to_string();
+        Self::of_process(target.pid(), options)
+    }
+
+    pub fn of_process(pid: u32, options: &[&str]) -> Self {
+        let pid = pid.to_string();
         let mut options = options.to_vec();
         if !options.contains(&"-i") {
             options.extend(["-i", "500ms"]);

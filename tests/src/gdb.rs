@@ -1,0 +1,55 @@
+//! Stacks as gdb unwinds them.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+
+use crate::binary::workspace;
+
+/// Where a frame stands: a file, and the address in it as its program headers count; no file for code that was made at
+/// run time, and then the address in the process.
+pub type Place = (String, u64);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+pub struct GdbStack {
+    /// Innermost first; the first is the entry of the allocation function.
+    pub frames: Vec<Place>,
+    /// gdb says that there is no caller, and not that it could not find it.
+    pub whole: bool,
+}
+
+/// Stops a process so many times at the entry of an allocation function. `Err` says what is missing.
+pub fn stacks(pid: u32, stops: u32) -> Result<Vec<GdbStack>, String> {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let output = directory.path().join("stacks");
+    let mut command = Command::new("gdb");
+    command.args(["-q", "-nx", "-batch", "-p", &pid.to_string(), "-x"]);
+    command.arg(workspace().join("tests/src/gdb_stacks.py"));
+    // Debug information that is fetched or read at leisure would only slow it down.
+    command.env_remove("DEBUGINFOD_URLS");
+    command
+        .env("STACKS_STOPS", stops.to_string())
+        .env("STACKS_OUTPUT", &output);
+    let result = match command.stdin(Stdio::null()).output() {
+        Ok(result) => result,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err("gdb is not installed".to_owned());
+        }
+        Err(error) => panic!("gdb cannot be run: {error}"),
+    };
+    let text = fs::read_to_string(&output).unwrap_or_default();
+    let stacks: Vec<GdbStack> = text
+        .lines()
+        .map(|line| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("gdb's script wrote {line:?}: {error}"))
+        })
+        .collect();
+    let said = String::from_utf8_lossy(&result.stderr);
+    assert_eq!(
+        stacks.len(),
+        stops as usize,
+        "gdb stopped too few times; it said:\n{said}"
+    );
+    Ok(stacks)
+}

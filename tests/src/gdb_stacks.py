@@ -1,0 +1,125 @@
+# Runs inside gdb, attached to one process: stops it at the entry of allocation functions and writes the stack of the
+# thread that called, as gdb unwinds it: one JSON array a line, innermost first, a frame being [module, address in the
+# module's file as its program headers count]. Frames that gdb makes up for inlined functions are no frames of the
+# stack and are left out.
+import json
+import os
+import random
+import struct
+
+import gdb
+
+STOPS = int(os.environ["STACKS_STOPS"])
+OUTPUT = os.environ["STACKS_OUTPUT"]
+FUNCTIONS = ["malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign", "_Znwm", "_Znam"]
+
+pid = gdb.selected_inferior().pid
+segments = {}
+
+
+def read_segments(path):
+    """[(offset, size, address)] of the parts of an ELF file that are loaded."""
+    try:
+        with open("/proc/%d/root%s" % (pid, path), "rb") as file:
+            header = file.read(64)
+            if header[:4] != b"\x7fELF":
+                return []
+            (table,) = struct.unpack_from("<Q", header, 32)
+            size, count = struct.unpack_from("<HH", header, 54)
+            file.seek(table)
+            entries = file.read(size * count)
+    except OSError:
+        return []
+    found = []
+    for n in range(count):
+        kind, _, offset, address, _, file_bytes = struct.unpack_from("<IIQQQQ", entries, n * size)
+        if kind == 1:
+            found.append((offset, file_bytes, address))
+    return found
+
+
+def read_mappings():
+    mappings = []
+    with open("/proc/%d/maps" % pid) as file:
+        for line in file:
+            words = line.split(None, 5)
+            start, end = (int(word, 16) for word in words[0].split("-"))
+            name = words[5].strip() if len(words) > 5 else ""
+            mappings.append((start, end, int(words[2], 16), name))
+    return mappings
+
+
+def place(mappings, pc):
+    """Where an address stands in its file; as it is, if it is of no file."""
+    for start, end, offset, name in mappings:
+        if start <= pc < end:
+            if name == "[vdso]":
+                return [name, pc - start]
+            if name not in segments:
+                segments[name] = read_segments(name) if name.startswith("/") else []
+            at = pc - start + offset
+            # The mapping of a segment's last page shows the file beyond the segment.
+            for first, size, address in segments[name]:
+                if first & ~4095 <= at < first + size + 4095 & ~4095:
+                    return [name, at - first + address]
+    return ["", pc]
+
+
+def entries():
+    """The allocation functions' first addresses, in every file but the dynamic linker."""
+    found = set()
+    for function in FUNCTIONS:
+        try:
+            probe = gdb.Breakpoint("-qualified " + function, internal=True)
+        except gdb.error:
+            continue
+        for location in probe.locations:
+            symbol = gdb.execute("info symbol %d" % location.address, to_string=True)
+            if "ld-linux" in symbol or "ld-musl" in symbol:
+                continue
+            words = symbol.split()
+            offset = int(words[2]) if len(words) > 2 and words[1] == "+" else 0
+            found.add(location.address - offset)
+        probe.delete()
+    return found
+
+
+def stack():
+    frames = []
+    frame = gdb.newest_frame()
+    while frame is not None:
+        if frame.type() != gdb.INLINE_FRAME:
+            frames.append(frame.pc())
+        last = frame
+        frame = frame.older()
+    reason = last.unwind_stop_reason()
+    whole = reason in (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
+    return frames, whole
+
+
+def main():
+    for setting in ("pagination off", "confirm off", "backtrace past-main on", "backtrace limit unlimited"):
+        gdb.execute("set " + setting)
+    gdb.execute("handle all nostop noprint pass", to_string=True)
+    gdb.execute("handle SIGTRAP stop nopass", to_string=True)
+    breakpoints = [gdb.Breakpoint("*%d" % address) for address in sorted(entries())]
+    random.seed(1)
+    mappings = read_mappings()
+    with open(OUTPUT, "w") as output:
+        for _ in range(STOPS):
+            # At varied places: a loop of a fixed number of allocations is not met at the same one for ever.
+            for breakpoint in breakpoints:
+                breakpoint.ignore_count = random.randrange(8)
+            gdb.execute("continue", to_string=True)
+            frames, whole = stack()
+            places = [place(mappings, pc) for pc in frames]
+            if any(name == "" for name, _ in places):
+                mappings = read_mappings()
+                places = [place(mappings, pc) for pc in frames]
+            output.write(json.dumps({"frames": places, "whole": whole}) + "\n")
+    for breakpoint in breakpoints:
+        breakpoint.delete()
+    gdb.execute("detach")
+
+
+main()

@@ -1,0 +1,173 @@
+//! memwatch's stacks against gdb's, by return addresses alone: names, lines and inlined functions do not enter.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use memwatch::model::report::{Frame, FrameKind, Report, Row};
+
+use crate::gdb::{GdbStack, Place};
+
+/// The call sites of the frames, innermost first, without the allocation function's own address: a probe may sit some
+/// instructions behind the entry where gdb stops.
+type Returns = Vec<Place>;
+
+/// What memwatch has seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    stacks: HashSet<Returns>,
+    /// Those that do not reach the start of their thread.
+    short: HashSet<Returns>,
+    pub objects: u64,
+    pub whole_objects: u64,
+}
+
+fn physical(frames: &[Frame]) -> impl Iterator<Item = Place> {
+    frames
+        .iter()
+        .filter(|frame| frame.kind == FrameKind::Native && !frame.inlined)
+        .map(|frame| {
+            let module = frame.module.as_deref().unwrap_or_default();
+            let file = module.starts_with('/') || module == "[vdso]";
+            let module = if file { module } else { "" };
+            (module.to_owned(), frame.address.unwrap_or_default())
+        })
+}
+
+fn returns(row: &Row) -> Returns {
+    physical(&row.frames).skip(1).collect()
+}
+
+impl Seen {
+    pub fn of(report: &Report, pid: u32) -> Self {
+        let mut seen = Self::default();
+        let native = |row: &&Row| row.pid == Some(pid) && row.domain.as_deref() != Some("mmap");
+        for row in report.rows.iter().filter(native) {
+            seen.objects += row.alloc_objects;
+            if row.truncated {
+                seen.short.insert(returns(row));
+            } else {
+                seen.whole_objects += row.alloc_objects;
+                seen.stacks.insert(returns(row));
+            }
+        }
+        seen
+    }
+
+    fn verdict(&self, stack: &GdbStack) -> Verdict {
+        let returns = &stack.frames[1..];
+        if self.stacks.contains(returns) {
+            return Verdict::Equal;
+        }
+        // One allocation function called another: memwatch shows the outermost call.
+        if (1..returns.len().min(4)).any(|inner| self.stacks.contains(&returns[inner..])) {
+            return Verdict::EqualFromOutermost;
+        }
+        let with_same = |stacks: &HashSet<Returns>| {
+            stacks
+                .iter()
+                .map(|other| returns.iter().zip(other).take_while(|(a, b)| a == b).count())
+                .max()
+        };
+        let agreeing = with_same(&self.stacks).max(with_same(&self.short)).unwrap_or(0);
+        if agreeing == returns.len() && !stack.whole {
+            return Verdict::GdbEndsEarly;
+        }
+        if self.short.iter().any(|short| returns.starts_with(short)) {
+            return Verdict::EndsEarly;
+        }
+        Verdict::Differs { agreeing }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    Equal,
+    EqualFromOutermost,
+    /// gdb gave up; as far as it came they agree, and memwatch's goes on.
+    GdbEndsEarly,
+    EndsEarly,
+    /// No stack of memwatch agrees in more than so many return addresses.
+    Differs {
+        agreeing: usize,
+    },
+}
+
+/// How so many stacks of gdb's fared.
+#[derive(Debug)]
+pub struct Comparison {
+    pub stops: usize,
+    pub distinct: usize,
+    pub frames: usize,
+    verdicts: HashMap<GdbStack, (Verdict, usize)>,
+}
+
+impl Comparison {
+    pub fn new(stacks: &[GdbStack], seen: &Seen) -> Self {
+        let mut verdicts: HashMap<GdbStack, (Verdict, usize)> = HashMap::new();
+        for stack in stacks {
+            verdicts
+                .entry(stack.clone())
+                .or_insert_with(|| (seen.verdict(stack), 0))
+                .1 += 1;
+        }
+        Self {
+            stops: stacks.len(),
+            distinct: verdicts.len(),
+            frames: stacks.iter().map(|stack| stack.frames.len()).sum(),
+            verdicts,
+        }
+    }
+
+    pub fn count(&self, wanted: impl Fn(Verdict) -> bool) -> usize {
+        self.verdicts
+            .values()
+            .filter(|(verdict, _)| wanted(*verdict))
+            .map(|(_, times)| times)
+            .sum()
+    }
+
+    pub fn equal(&self) -> usize {
+        self.count(|verdict| matches!(verdict, Verdict::Equal | Verdict::EqualFromOutermost))
+    }
+
+    pub fn gdb_ends_early(&self) -> usize {
+        self.count(|verdict| verdict == Verdict::GdbEndsEarly)
+    }
+}
+
+/// The figures, and each stack that is not equal.
+impl fmt::Display for Comparison {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let mean = self.frames as f64 / self.stops.max(1) as f64;
+        write!(
+            formatter,
+            "{} stacks ({} distinct, {mean:.1} frames): {} equal",
+            self.stops,
+            self.distinct,
+            self.equal()
+        )?;
+        let mut other: BTreeMap<Verdict, Vec<(&GdbStack, usize)>> = BTreeMap::new();
+        for (stack, (verdict, times)) in &self.verdicts {
+            if !matches!(verdict, Verdict::Equal | Verdict::EqualFromOutermost) {
+                other.entry(*verdict).or_default().push((stack, *times));
+            }
+        }
+        for (verdict, stacks) in other {
+            for (stack, times) in stacks.iter().take(5) {
+                write!(
+                    formatter,
+                    "\n  {verdict:?}, {times} times, {}:",
+                    if stack.whole { "whole" } else { "not whole" }
+                )?;
+                for (module, address) in &stack.frames {
+                    write!(
+                        formatter,
+                        " {}+{address:#x}",
+                        module.rsplit('/').next().unwrap_or_default()
+                    )?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
