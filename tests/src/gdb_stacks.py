@@ -1,7 +1,7 @@
 # Runs inside gdb, attached to one process: stops it at the entry of allocation functions and writes the stack of the
 # thread that called, as gdb unwinds it: one JSON array a line, innermost first, a frame being [module, address in the
-# module's file as its program headers count]. Frames that gdb makes up for inlined functions are no frames of the
-# stack and are left out.
+# module's file as its program headers count]. Frames that gdb makes up for inlined functions and for functions
+# that ended in a jump are not on the stack and are left out.
 import json
 import os
 import random
@@ -11,14 +11,14 @@ import gdb
 
 STOPS = int(os.environ["STACKS_STOPS"])
 OUTPUT = os.environ["STACKS_OUTPUT"]
-FUNCTIONS = ["malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign", "_Znwm", "_Znam"]
+FUNCTIONS = ["malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign"]
 
 pid = gdb.selected_inferior().pid
 segments = {}
 
 
 def read_segments(path):
-    """[(offset, size, address)] of the parts of an ELF file that are loaded."""
+    """[(offset, size, address)] of the code in an ELF file. Other parts may show the same bytes of it elsewhere."""
     try:
         with open("/proc/%d/root%s" % (pid, path), "rb") as file:
             header = file.read(64)
@@ -32,8 +32,8 @@ def read_segments(path):
         return []
     found = []
     for n in range(count):
-        kind, _, offset, address, _, file_bytes = struct.unpack_from("<IIQQQQ", entries, n * size)
-        if kind == 1:
+        kind, flags, offset, address, _, file_bytes = struct.unpack_from("<IIQQQQ", entries, n * size)
+        if kind == 1 and flags & 1:
             found.append((offset, file_bytes, address))
     return found
 
@@ -88,7 +88,7 @@ def stack():
     frames = []
     frame = gdb.newest_frame()
     while frame is not None:
-        if frame.type() != gdb.INLINE_FRAME:
+        if frame.type() not in (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME):
             frames.append(frame.pc())
         last = frame
         frame = frame.older()

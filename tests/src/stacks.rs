@@ -135,7 +135,10 @@ impl Comparison {
     }
 }
 
-/// The figures, and each stack that is not equal.
+/// Stacks shown in full.
+const SHOWN: usize = 8;
+
+/// The figures, and stacks that are not equal.
 impl fmt::Display for Comparison {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let mean = self.frames as f64 / self.stops.max(1) as f64;
@@ -152,20 +155,16 @@ impl fmt::Display for Comparison {
                 other.entry(*verdict).or_default().push((stack, *times));
             }
         }
-        for (verdict, stacks) in other {
-            for (stack, times) in stacks.iter().take(5) {
-                write!(
-                    formatter,
-                    "\n  {verdict:?}, {times} times, {}:",
-                    if stack.whole { "whole" } else { "not whole" }
-                )?;
-                for (module, address) in &stack.frames {
-                    write!(
-                        formatter,
-                        " {}+{address:#x}",
-                        module.rsplit('/').next().unwrap_or_default()
-                    )?;
-                }
+        for (verdict, (stack, times)) in other
+            .iter()
+            .flat_map(|(verdict, stacks)| stacks.iter().take(2).map(move |stack| (verdict, stack)))
+            .take(SHOWN)
+        {
+            let end = if stack.whole { "whole" } else { "not whole" };
+            write!(formatter, "\n  {verdict:?}, {times} times, {end}:")?;
+            for (module, address) in &stack.frames {
+                let file = module.rsplit('/').next().unwrap_or_default();
+                write!(formatter, " {file}+{address:#x}")?;
             }
         }
         Ok(())
