@@ -22,6 +22,10 @@ pub enum QueryError {
         "cannot group by thread: allocations are added up by process and stack, not by thread; use --group-by process or function"
     )]
     Threads,
+    #[error(
+        "--older-than in a recording can be one of 1s, 10s, 1m, 5m, 30m, 2h, 8h and 24h: that is how ages are kept"
+    )]
+    AgeNotRecorded,
     #[error(transparent)]
     Glob(#[from] BadGlob),
 }
