@@ -169,6 +169,8 @@ pub(super) struct Unpacker {
 /// Room is made for this much at a time, so that a frame that lies about its size costs little.
 const STEP_BYTES: usize = 1 << 18;
 
+const BAD: Bad = Bad("it cannot be unpacked");
+
 /// The encoder's window at [`LEVEL`] is 2 MiB; a file that asks for more was not written by memwatch.
 const WINDOW_LOG: u32 = 23;
 
@@ -182,7 +184,7 @@ impl Unpacker {
         })
     }
 
-    /// Appends what is packed in the frame to `out`, which is cleared first.
+    /// Puts what is packed in the frame into `out`.
     pub fn unpack(
         &mut self,
         head: &Head,
@@ -197,21 +199,38 @@ impl Unpacker {
         }
         let wanted = head.raw_bytes as usize;
         let mut input = InBuffer::around(packed);
-        while out.len() < wanted || input.pos() < packed.len() {
-            let from = out.len();
-            // One byte of room more than is to come: a frame that holds more is found out.
-            out.resize(wanted.min(from + STEP_BYTES) + usize::from(from == wanted), 0);
-            let mut output = OutBuffer::around_pos(out.as_mut_slice(), from);
-            let before = input.pos();
-            let result = self.stream.run(&mut input, &mut output);
-            let filled = output.pos();
-            let moved = filled > from || input.pos() > before;
-            out.truncate(filled);
-            if result.is_err() || !moved || out.len() > wanted {
-                return Err(Bad("it cannot be unpacked"));
+        while out.len() < wanted {
+            let room = (wanted - out.len()).min(STEP_BYTES);
+            if self.run(&mut input, out, room)? == 0 {
+                return Err(BAD);
             }
         }
+        // Not a byte more than was said.
+        if self.run(&mut input, out, 1)? > 0 || input.pos() < packed.len() {
+            return Err(BAD);
+        }
         Ok(())
+    }
+
+    /// Unpacks up to `room` bytes more; tells how many. None only when there are none.
+    fn run(&mut self, input: &mut InBuffer<'_>, out: &mut Vec<u8>, room: usize) -> Result<usize, Bad> {
+        let from = out.len();
+        out.resize(from + room, 0);
+        let mut filled = from;
+        loop {
+            let before = input.pos();
+            let mut output = OutBuffer::around_pos(out.as_mut_slice(), filled);
+            let result = self.stream.run(input, &mut output);
+            let moved = output.pos() > filled || input.pos() > before;
+            filled = output.pos();
+            if result.is_err() {
+                return Err(BAD);
+            }
+            if !moved || filled > from {
+                out.truncate(filled);
+                return Ok(filled - from);
+            }
+        }
     }
 }
 
