@@ -76,6 +76,10 @@ impl Interner {
         !self.known.contains_key(&(instance, hash)) || self.raw.contains(&(instance, hash))
     }
 
+    pub fn take_raw(&mut self, from: &Self) {
+        self.raw.clone_from(&from.raw);
+    }
+
     pub fn raw(&self) -> Vec<(u32, u64)> {
         self.raw.iter().copied().collect()
     }

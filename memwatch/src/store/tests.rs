@@ -2,7 +2,7 @@
 
 mod hostile;
 mod limits;
-mod synthetic;
+pub(super) mod synthetic;
 
 use std::io::Cursor;
 use std::path::Path;

@@ -208,6 +208,11 @@ impl<W: Write> Writer<W> {
         facts
     }
 
+    /// Takes over what only the writer of the same recording before this one knows.
+    pub(super) fn go_on_for<O>(&mut self, before: &Writer<O>) {
+        self.names.take_raw(&before.names);
+    }
+
     pub fn get_mut(&mut self) -> &mut W {
         &mut self.out
     }

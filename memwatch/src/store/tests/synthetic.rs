@@ -94,6 +94,7 @@ struct Place {
     /// One tick in so many.
     seldom: u64,
     leaks: bool,
+    ages: SiteAges,
 }
 
 pub struct Service {
@@ -127,6 +128,7 @@ impl Service {
                     20 + random.below(2000)
                 },
                 leaks: number % 100 == 3,
+                ages: SiteAges::default(),
             }
         });
         let places = places.collect();
@@ -160,23 +162,15 @@ impl Service {
         self.tick += 1;
     }
 
-    fn scan(&mut self) -> LiveScan {
+    fn scan(&self) -> LiveScan {
         let mut scan = LiveScan {
             at_ns: (100 + self.tick) * SECOND,
             ..LiveScan::default()
         };
         for place in &self.places {
-            let mut left = place.totals.inuse_objects();
-            let mut ages = SiteAges {
-                oldest_born_ns: 100 * SECOND,
-                ..SiteAges::default()
-            };
-            for bucket in 0..4 {
-                let objects = self.random.below(left + 1);
-                (ages.objects[bucket], ages.bytes[bucket]) = (objects, objects * place.size);
-                left -= objects;
+            if place.totals.alloc_objects > 0 {
+                scan.sites.insert(place.key, place.ages);
             }
-            scan.sites.insert(place.key, ages);
         }
         scan
     }
@@ -212,6 +206,13 @@ impl Place {
                 freed / 3
             };
             self.totals.lifetimes[bucket] += share;
+        }
+        let mut left = self.totals.inuse_objects();
+        self.ages.oldest_born_ns = 100 * SECOND;
+        for bucket in 0..4 {
+            let objects = random.below(left + 1);
+            (self.ages.objects[bucket], self.ages.bytes[bucket]) = (objects, objects * self.size);
+            left -= objects;
         }
     }
 }
