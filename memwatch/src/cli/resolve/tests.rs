@@ -1,6 +1,7 @@
 use memwatch_common::Domain;
 
 use super::*;
+use crate::cli::units::When;
 use crate::model::query::{GroupBy, SortBy, View};
 use crate::{format::Unit, probe::links::Method, watch::start::ScopeChoice};
 
@@ -164,6 +165,40 @@ fn commands_beside_top() {
 }
 
 #[test]
+fn recordings() {
+    let record = good("record -p 1 -o a.memwatch -d 5m -z 64 --max-file-size 2M");
+    assert_eq!(record.command, Command::Record { most_bytes: 2 << 20 });
+    assert_eq!((record.query.min_size, record.query.max_size), (Some(64), None));
+    assert_eq!(record.output.destination, Destination::File("a.memwatch".into()));
+    let top = good("top a.memwatch --to 10m --group-by line --sort growth --include x --format json");
+    let span = Span {
+        from: None,
+        to: Some(When::After(Duration::from_secs(600))),
+    };
+    let path = PathBuf::from("a.memwatch");
+    assert_eq!(top.command, Command::TopFile { path, span });
+    assert_eq!((top.target, top.query.sort), (None, SortBy::Growth));
+    let diff = good("diff a.memwatch --from 7");
+    let span = Span {
+        from: Some(When::Tick(7)),
+        to: None,
+    };
+    let path = PathBuf::from("a.memwatch");
+    assert_eq!(diff.command, Command::DiffFile { path, span });
+    let two = good("diff a b --sort inuse-bytes");
+    let (old, new) = (PathBuf::from("a"), PathBuf::from("b"));
+    assert_eq!(two.command, Command::DiffFiles { old, new });
+    assert_eq!(two.query.sort, SortBy::InuseBytes);
+}
+
+#[test]
+fn a_difference_begins_with_what_changed_most() {
+    assert_eq!(good("diff -p 1").query.sort, SortBy::Difference);
+    assert_eq!(good("diff a b").query.sort, SortBy::Difference);
+    assert_eq!(good("diff a b --sort age").query.sort, SortBy::Age);
+}
+
+#[test]
 fn the_full_screen_is_for_people_at_a_terminal() {
     let screen = |line, terminal| good(line).screen(terminal);
     assert_eq!(screen("-p 1", true), Screen::Full);
@@ -215,7 +250,18 @@ fn contradictions_are_answered_in_one_line() {
         "--pid 1 --max-overhead 5",
         "--pid 1 --max-blocks 10 --max-blocks-per-process 11",
         "--pid 1,2,3 --max-processes 2",
-        "diff old.memwatch new.memwatch",
+        "top a.memwatch --pid 1",
+        "top a.memwatch -i 5s",
+        "top a.memwatch -z 5",
+        "top --pid 1 --from 3",
+        "diff --pid 1 --to 3s",
+        "diff a.memwatch -- ls",
+        "diff a.memwatch --baseline 3s",
+        "diff a.memwatch b.memwatch --from 3",
+        "record --pid 1",
+        "record -o a.memwatch",
+        "record --pid 1 -o a.memwatch --format json",
+        "record --pid 1 -o a.memwatch --max-file-size 1k",
         "diff --pid 1 --baseline 10s --duration 10s",
         "ps --all --pid 1",
         "doctor --container x",
