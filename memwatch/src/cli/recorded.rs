@@ -59,7 +59,7 @@ impl View<'_> {
         for index in from..=last {
             let report = recording
                 .at(index)
-                .map_err(|error| unreadable(path, error))?
+                .map_err(|error| unreadable(path, &error))?
                 .report(&self.resolved.query, Kind::Top, None)
                 .map_err(usage)?;
             if self.print(&report)? == Flow::Stop {
@@ -72,7 +72,7 @@ impl View<'_> {
     fn diff(&mut self, path: &Path, span: Span) -> Result<u64> {
         let mut recording = open(path, self.resolved)?;
         let (first, last) = indexes(&recording, span)?;
-        let wrong = |error| unreadable(path, error);
+        let wrong = |error| unreadable(path, &error);
         let baseline = recording.at(first).map_err(wrong)?.model.baseline();
         let report = recording
             .at(last)
@@ -89,8 +89,8 @@ impl View<'_> {
         let mut after = open(new, self.resolved)?;
         let inuse = |recording: &Recording| recording.ticks().last().map_or(0, |info| info.inuse_bytes);
         let grown = inuse(&after).saturating_sub(inuse(&before));
-        let mut earlier = before.last().map_err(|error| unreadable(old, error))?;
-        let mut later = after.last().map_err(|error| unreadable(new, error))?;
+        let mut earlier = before.last().map_err(|error| unreadable(old, &error))?;
+        let mut later = after.last().map_err(|error| unreadable(new, &error))?;
         let report = compare(&mut earlier, &mut later, &self.resolved.query).map_err(usage)?;
         let _ = self.print(&report)?;
         Ok(grown)
@@ -134,7 +134,7 @@ fn index(recording: &Recording, when: When) -> usize {
 
 /// Opens a recording, and says on stderr when it does not end as it should.
 pub fn open(path: &Path, resolved: &Resolved) -> Result<Recording> {
-    let recording = store::open(path).map_err(|error| unreadable(path, error))?;
+    let recording = store::open(path).map_err(|error| unreadable(path, &error))?;
     if resolved.output.verbosity > Verbosity::Quiet
         && let Some(note) = note(&recording)
     {
@@ -163,10 +163,10 @@ fn note(recording: &Recording) -> Option<String> {
     })
 }
 
-fn unreadable(path: &Path, error: store::StoreError) -> anyhow::Error {
+fn unreadable(path: &Path, error: &store::StoreError) -> anyhow::Error {
     let name = path.display().to_string();
     let is_missing =
-        matches!(&error, store::StoreError::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound);
+        matches!(error, store::StoreError::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound);
     let failure = Failure::new(ExitCode::Failed, anyhow!("cannot read `{name}`: {error}"));
     if is_missing && name.bytes().all(|byte| byte.is_ascii_digit()) {
         return failure.hint(format!("a process is given as --pid {name}")).into();

@@ -204,13 +204,11 @@ pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
 }
 
 fn top(arguments: TopArgs) -> Result<Resolved, UsageError> {
-    match arguments.file {
-        Some(path) => recorded::top(path, arguments.span, arguments.watch),
-        None => {
-            recorded::no_span(&arguments.span)?;
-            watch("top", Command::Top, arguments.watch)
-        }
+    if let Some(path) = arguments.file {
+        return recorded::top(path, arguments.span, arguments.watch);
     }
+    recorded::no_span(&arguments.span)?;
+    watch("top", Command::Top, arguments.watch)
 }
 
 fn record(arguments: RecordArgs) -> Result<Resolved, UsageError> {

@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn places_in_a_recording() {
         assert_eq!(parse_when("120"), Ok(When::Tick(120)));
-        assert_eq!(parse_when("10m"), Ok(When::After(Duration::from_secs(600))));
+        assert_eq!(parse_when("10m"), Ok(When::After(Duration::from_mins(10))));
         let time = "2026-01-02T03:04:05Z";
         assert_eq!(
             parse_when(time),

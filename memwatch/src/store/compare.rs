@@ -96,6 +96,9 @@ fn sites(
     places
 }
 
+/// Whether the second goes on with what the first did.
+type Rule = fn(&Instance, &Instance) -> bool;
+
 /// Old instances and the new ones that go on with what they did.
 fn pair_processes(old: &Model, new: &Model) -> BTreeMap<u32, u32> {
     let mut pairs = BTreeMap::new();
@@ -111,7 +114,7 @@ fn pair_processes(old: &Model, new: &Model) -> BTreeMap<u32, u32> {
     let same_command =
         |a: &Instance, b: &Instance| a.facts.comm == b.facts.comm && a.facts.cmdline == b.facts.cmdline;
     let same_name = |a: &Instance, b: &Instance| a.facts.comm == b.facts.comm;
-    let rules: [&dyn Fn(&Instance, &Instance) -> bool; 3] = [&same_process, &same_command, &same_name];
+    let rules: [Rule; 3] = [same_process, same_command, same_name];
     for rule in rules {
         for (number, instance) in old.processes().iter() {
             if pairs.contains_key(&number) {

@@ -173,7 +173,7 @@ fn recordings() {
     let top = good("top a.memwatch --to 10m --group-by line --sort growth --include x --format json");
     let span = Span {
         from: None,
-        to: Some(When::After(Duration::from_secs(600))),
+        to: Some(When::After(Duration::from_mins(10))),
     };
     let path = PathBuf::from("a.memwatch");
     assert_eq!(top.command, Command::TopFile { path, span });
