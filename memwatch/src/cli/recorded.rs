@@ -173,3 +173,55 @@ fn unreadable(path: &Path, error: &store::StoreError) -> anyhow::Error {
     }
     failure.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Its ticks are 0, 1, 2, 3, 13 and 14, a second apart from one number to the next.
+    fn recording() -> Recording {
+        store::open(Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/version-1.memwatch"
+        )))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_place_in_time_is_the_last_tick_that_is_not_later() {
+        let recording = recording();
+        let after = |milliseconds| When::After(Duration::from_millis(milliseconds));
+        let at = |time: &str| When::At(time.parse().unwrap());
+        for (when, index_in_file) in [
+            (When::Tick(0), 0),
+            (When::Tick(3), 3),
+            (When::Tick(12), 3),
+            (When::Tick(13), 4),
+            (When::Tick(999), 5),
+            (after(0), 0),
+            (after(2999), 2),
+            (after(13_000), 4),
+            (at("2026-01-02T03:04:01.5Z"), 1),
+            (at("2025-01-01T00:00:00Z"), 0),
+            (at("2027-01-01T00:00:00Z"), 5),
+        ] {
+            assert_eq!(index(&recording, when), index_in_file, "{when:?}");
+        }
+    }
+
+    #[test]
+    fn a_span_goes_forward() {
+        let recording = recording();
+        let span = |from, to| Span {
+            from: Some(When::Tick(from)),
+            to: Some(When::Tick(to)),
+        };
+        assert_eq!(indexes(&recording, Span::default()).unwrap(), (0, 5));
+        assert_eq!(indexes(&recording, span(1, 13)).unwrap(), (1, 4));
+        assert_eq!(indexes(&recording, span(4, 12)).unwrap(), (3, 3));
+        let failure = indexes(&recording, span(14, 13)).unwrap_err();
+        assert_eq!(failure.code, ExitCode::Usage);
+    }
+}
