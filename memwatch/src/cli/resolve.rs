@@ -83,6 +83,17 @@ pub enum Command {
     BenchFloor,
 }
 
+impl Command {
+    const fn has_screen(&self) -> bool {
+        match self {
+            Self::Top | Self::Diff { .. } | Self::DiffFile { .. } => true,
+            // Every tick was asked for, one after the other.
+            Self::TopFile { span, .. } => span.from.is_none(),
+            _ => false,
+        }
+    }
+}
+
 /// Which processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetSpec {
@@ -182,7 +193,7 @@ impl Resolved {
             None if stdout_is_terminal
                 && self.output.destination == Destination::Stdout
                 && self.ticks != Some(1)
-                && matches!(self.command, Command::Top | Command::Diff { .. }) =>
+                && self.command.has_screen() =>
             {
                 Screen::Full
             }
