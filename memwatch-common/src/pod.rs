@@ -1,6 +1,8 @@
 //! What aya needs to know to read the shared types out of maps.
 
-use crate::{Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, unwind};
+use crate::{
+    Config, Event, LiveKey, LiveValue, ProcessState, PythonLayout, SiteKey, SiteTotals, Stack, unwind,
+};
 
 macro_rules! pod {
     ($($t:ty),+) => { $(
@@ -15,6 +17,7 @@ pod!(
     LiveKey,
     LiveValue,
     ProcessState,
+    PythonLayout,
     SiteKey,
     SiteTotals,
     Stack

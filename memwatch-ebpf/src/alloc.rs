@@ -503,6 +503,8 @@ pub fn free(config: &Config, state: &mut ProcessState, cookie: Cookie, address: 
     if address == 0 {
         return;
     }
+    // glibc's hands no block on to another free.
+    let glibc = cookie.has_flag(FLAG_GLIBC);
     let key = LiveKey {
         address,
         instance: state.instance,
@@ -516,10 +518,11 @@ pub fn free(config: &Config, state: &mut ProcessState, cookie: Cookie, address: 
             atomic::sub(&mut state.live_bytes, value.bytes);
             account_free(config, state.instance, &value);
         }
-        remember_freed(address);
+        if !glibc {
+            remember_freed(address);
+        }
         return;
     }
-    let glibc = cookie.has_flag(FLAG_GLIBC);
     if freed_by_inner_call(config, state, address, glibc) || remember_freed(address) {
         return;
     }

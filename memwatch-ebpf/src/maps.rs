@@ -10,7 +10,7 @@ use memwatch_common::{
     Stack,
     counter::COUNTERS,
     limits,
-    unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, Space},
+    unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
 };
 
 use crate::atomic;
@@ -54,7 +54,16 @@ pub static PAGES: HashMap<PageKey, Page> = HashMap::with_max_entries(limits::ROW
 pub static SPACES: HashMap<u32, Space> =
     HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
 
-/// Rules of addresses that were looked up before.
+/// Another number whenever code of the process was mapped or unmapped, by the low bits of its instance. Two processes
+/// that share a place only look more up than they had to.
+#[map]
+pub static SPACE_VERSIONS: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT as u32, 0);
+
+/// Stacks that are in `STACKS`, by the high bits of their hash: saves looking there.
+#[map]
+pub static KNOWN_STACKS: Array<u64> = Array::with_max_entries(1 << limits::KNOWN_STACKS_BITS, 0);
+
+/// The numbers of the rules of addresses that were looked up before.
 #[map]
 pub static PC_RULES: Array<CachedRule> = Array::with_max_entries(1 << limits::CACHED_RULES_BITS, 0);
 

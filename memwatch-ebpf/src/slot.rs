@@ -81,6 +81,9 @@ pub struct Slot {
     pub stack: Stack,
     /// Where the walk is.
     pub frame: Frame,
+    /// The frame was found by its frame pointer, without a rule that says so.
+    pub guessed: u32,
+    pub reserved: u32,
     pub search: Search,
     /// The hash of the frames so far.
     pub hash: u64,

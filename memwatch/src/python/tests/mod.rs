@@ -1,0 +1,4 @@
+mod interpreters;
+mod line_tables;
+mod live;
+mod pools;
