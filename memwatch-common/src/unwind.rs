@@ -113,9 +113,9 @@ pub struct CodeRange {
 /// longer counts.
 pub const SPACE_VERSIONS_KEPT: usize = 1 << 13;
 
-/// Where the version of an instance's code stands.
+/// Where the version of an instance's code stands, and whether it runs CPython.
 #[inline]
-pub const fn space_version_place(instance: u32) -> u32 {
+pub const fn code_place(instance: u32) -> u32 {
     instance & (SPACE_VERSIONS_KEPT as u32 - 1)
 }
 

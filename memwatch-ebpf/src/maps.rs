@@ -10,6 +10,7 @@ use memwatch_common::{
     Stack,
     counter::COUNTERS,
     limits,
+    python::{PythonProcess, PythonStack},
     unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
 };
 
@@ -58,6 +59,19 @@ pub static SPACES: HashMap<u32, Space> =
 /// that share a place only look more up than they had to.
 #[map]
 pub static SPACE_VERSIONS: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT as u32, 0);
+
+/// What is known of processes that run CPython, by their instance.
+#[map]
+pub static PYTHONS: HashMap<u32, PythonProcess> =
+    HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
+
+/// Which instance in each place of `SPACE_VERSIONS` runs CPython; saves looking into `PYTHONS` for all others.
+#[map]
+pub static PYTHON_AT: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT as u32, 0);
+
+#[map]
+pub static PYTHON_STACKS: HashMap<u64, PythonStack> =
+    HashMap::with_max_entries(limits::DEFAULT_STACKS, BPF_F_NO_PREALLOC);
 
 /// Stacks that are in `STACKS`, by the high bits of their hash: saves looking there.
 #[map]

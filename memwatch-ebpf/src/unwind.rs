@@ -8,7 +8,7 @@ use memwatch_common::{
     stack::{STACK_BROKEN, STACK_COMPLETE, STACK_TRUNCATED, STACK_UNKNOWN},
     unwind::{
         BLOCK_ROWS, CachedRule, MAX_RANGES, PAGE_SHIFT, Page, PageKey, RULE_ENTRY, RULE_FRAME_POINTER,
-        RULE_NONE, RULE_UNMAPPED, Rule, SEARCH_STEPS, Space, space_version_place,
+        RULE_NONE, RULE_UNMAPPED, Rule, SEARCH_STEPS, Space, code_place,
         x86_64::{CFA_RBP, CFA_RSP, FRAME_NO_RBP, Frame, RA_AT_CFA, RBP_AT_CFA, RBP_SAME, Step},
     },
 };
@@ -16,6 +16,7 @@ use memwatch_common::{
 use crate::{
     bound::mask,
     maps::{KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, count},
+    python,
     slot::Slot,
 };
 
@@ -65,12 +66,18 @@ pub fn walk(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Star
     } else if flags & STACK_BROKEN != 0 {
         count(Counter::StackBroken);
     }
+    slot.stack.python = if python::runs_in(state) {
+        python::walk(config, state)
+    } else {
+        0
+    };
+    slot.hash ^= slot.stack.python;
     keep(slot)
 }
 
 #[inline(always)]
 fn frames(config: &Config, state: &ProcessState, slot: &mut Slot) -> u32 {
-    let version = SPACE_VERSIONS.get(space_version_place(state.instance)).copied();
+    let version = SPACE_VERSIONS.get(code_place(state.instance)).copied();
     let seed = CachedRule::seed(state.instance, version.unwrap_or(0));
     let from = u64::from(state.instance) | u64::from(state.space) << 32;
     walk_frames(slot, seed, from, config.max_frames)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::decode_x86;
 use super::file::ElfBytes;
 use super::memory::{Memory, Unreadable};
-use super::offsets::Offsets;
+use super::offsets::{Build, Offsets};
 
 /// Bytes from one domain's allocator to the next: `ctx`, `malloc`, `calloc`, `realloc`, `free`.
 const ALLOCATOR: u64 = 5 * 8;
@@ -13,8 +13,14 @@ const ALLOCATOR: u64 = 5 * 8;
 /// `malloc` in such a group.
 const MALLOC: u64 = 8;
 
-/// Calls to `allocate_from_new_pool` that a build with inlined allocation has at least; it has well over a hundred.
-const MANY_CALLS: usize = 50;
+/// The minor version since which beginning a pool is a function of its own.
+const FIRST_WITH_NEW_POOL: u8 = 10;
+
+/// `szidx` in the head of a pool.
+const POOL_SIZE_CLASS: u8 = 36;
+
+/// `DUMMY_SIZE_IDX`
+const NO_SIZE_CLASS: u32 = 0xffff;
 
 /// References to `_PyObject_Malloc` in code from which on allocation counts as inlined.
 const INLINED: usize = 30;
@@ -66,20 +72,22 @@ pub struct AllocatorFacts {
 }
 
 impl AllocatorFacts {
-    pub fn of(elf: &ElfBytes<'_>, offsets: &Offsets, debug: bool) -> Self {
+    pub fn of(elf: &ElfBytes<'_>, offsets: &Offsets, build: Build) -> Self {
         let mut facts = Self::default();
         for domain in PythonDomain::ALL {
             facts.slots[domain as usize] = slot(elf, offsets, domain);
         }
         let [raw, _, object] = facts.slots;
-        let at_start = |slot: Option<u64>| default(elf, slot?, debug);
+        let at_start = |slot: Option<u64>| default(elf, slot?, build.debug);
         facts.pymalloc =
             symbol(elf, &["_PyObject_Malloc", "_PyObject_MiMalloc"]).or_else(|| at_start(object));
         facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
         facts.inlined = facts
             .pymalloc
             .map_or(0, |function| code_references(elf, function));
-        facts.new_pool = new_pool(elf, facts.pymalloc);
+        if build.version.minor() >= FIRST_WITH_NEW_POOL {
+            facts.new_pool = new_pool(elf, facts.pymalloc);
+        }
         facts
     }
 
@@ -103,7 +111,7 @@ impl AllocatorFacts {
         let group = bias.wrapping_add(slot).wrapping_sub(MALLOC);
         let moved = |function: Option<u64>| function.map(|function| function.wrapping_add(bias));
         let (pymalloc, raw) = (moved(self.pymalloc), moved(self.raw));
-        let (mut context, mut function) = (memory.u64(group)?, memory.u64(group + MALLOC)?);
+        let (mut context, mut function) = (memory.u64(group)?, memory.u64(group.wrapping_add(MALLOC))?);
         let mut active = Active {
             base: Base::Unknown,
             debug: false,
@@ -170,10 +178,10 @@ fn symbol(elf: &ElfBytes<'_>, names: &[&str]) -> Option<u64> {
 fn slot(elf: &ElfBytes<'_>, offsets: &Offsets, domain: PythonDomain) -> Option<u64> {
     if let Some(allocators) = offsets.runtime_allocators {
         let group = u64::from(allocators) + ALLOCATOR * domain as u64;
-        return Some(elf.runtime()? + group + MALLOC);
+        return Some(elf.runtime()?.wrapping_add(group + MALLOC));
     }
     if let Some(table) = elf.symbol(domain.table()) {
-        return Some(table.address + MALLOC);
+        return Some(table.address.wrapping_add(MALLOC));
     }
     let function = elf.symbol(domain.function())?;
     let read = decode_x86::data_addresses(function.address, elf.code(function)?);
@@ -189,7 +197,7 @@ fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
         return elf.pointer_at(slot);
     }
     let context = elf.pointer_at(slot.checked_sub(MALLOC)?)?;
-    elf.pointer_at(context + 16)
+    elf.pointer_at(context.wrapping_add(16))
 }
 
 /// How often code names an address, other than to call it.
@@ -199,8 +207,7 @@ fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
         .sum()
 }
 
-/// By its symbol, else as the one function that pymalloc calls and that a great many others call too: those into which
-/// pymalloc was inlined. Exported functions and the slots of the dynamic linker are none of them.
+/// By its symbol, else by what only it does: it marks each pool that it begins as of no size class yet.
 fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
     if let Some((_, symbol)) = elf
         .symbols_from("allocate_from_new_pool")
@@ -208,38 +215,29 @@ fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
     {
         return Some(symbol.address);
     }
-    let exported: BTreeSet<u64> = ["Py", "_Py"]
-        .iter()
-        .flat_map(|begin| elf.symbols_from(begin))
-        .map(|(_, symbol)| symbol.address)
+    let marks = elf
+        .code_sections()
+        .flat_map(|(address, bytes, _)| decode_x86::stores(address, bytes, POOL_SIZE_CLASS, NO_SIZE_CLASS));
+    let mut functions: BTreeSet<u64> = marks
+        .filter_map(|address| elf.piece_of(address))
+        .map(|piece| piece.start)
         .collect();
-    let mut candidates = BTreeSet::new();
-    let starts = [
+    let callers = [
         elf.symbol("PyObject_Malloc").map(|symbol| symbol.address),
         pymalloc,
     ];
-    for start in starts.into_iter().flatten() {
-        let piece = elf.piece_of(start)?;
-        let size = usize::try_from(piece.end - piece.start).ok()?;
-        let code = elf.bytes_at(piece.start)?.get(..size)?;
-        candidates.extend(decode_x86::calls(piece.start, code));
-        candidates.extend(
-            decode_x86::jumps_out(piece.start, code)
-                .into_iter()
-                .map(|(target, _)| target),
-        );
-    }
-    candidates.retain(|target| {
-        let own_piece = elf.piece_of(*target).is_some_and(|piece| piece.start == *target);
-        own_piece && !exported.contains(target)
-    });
-    let mut called_often = candidates.into_iter().filter(|&target| {
-        let calls: usize = elf
-            .code_sections()
-            .map(|(address, bytes, _)| decode_x86::count_calls(address, bytes, target))
-            .sum();
-        calls >= MANY_CALLS
-    });
-    let only = called_often.next()?;
-    called_often.next().is_none().then_some(only)
+    let called: BTreeSet<u64> = callers
+        .into_iter()
+        .flatten()
+        .filter_map(|start| {
+            let piece = elf.piece_of(start)?;
+            let size = usize::try_from(piece.end - piece.start).ok()?;
+            let code = elf.bytes_at(piece.start)?.get(..size)?;
+            Some(decode_x86::branches(piece.start, code))
+        })
+        .flatten()
+        .collect();
+    functions.retain(|function| called.contains(function));
+    let only = functions.pop_first()?;
+    functions.is_empty().then_some(only)
 }

@@ -40,44 +40,47 @@ fn has_absolute_operand(instruction: &Instruction) -> bool {
         && instruction.segment_prefix() == Register::None
 }
 
-/// Where direct jumps of the code lead that leave it, conditional ones first told apart: `(target, conditional)`.
-pub fn jumps_out(address: u64, code: &[u8]) -> Vec<(u64, bool)> {
+/// Where direct jumps of the code lead that leave it.
+pub fn jumps_out(address: u64, code: &[u8]) -> Vec<u64> {
     let own = address..address.saturating_add(code.len() as u64);
-    let jumps = instructions(address, code).filter_map(|instruction| {
-        let conditional = match instruction.flow_control() {
-            FlowControl::ConditionalBranch => true,
-            FlowControl::UnconditionalBranch => false,
-            _ => return None,
-        };
-        let target = instruction.near_branch_target();
-        (!own.contains(&target)).then_some((target, conditional))
-    });
-    jumps.collect()
-}
-
-/// Where direct calls of the code lead, each place once.
-pub fn calls(address: u64, code: &[u8]) -> Vec<u64> {
-    let mut targets: Vec<u64> = instructions(address, code)
-        .filter(|instruction| instruction.flow_control() == FlowControl::Call)
+    instructions(address, code)
+        .filter(|instruction| {
+            matches!(
+                instruction.flow_control(),
+                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+            )
+        })
         .map(|instruction| instruction.near_branch_target())
-        .collect();
-    targets.sort_unstable();
-    targets.dedup();
-    targets
+        .filter(|target| !own.contains(target))
+        .collect()
 }
 
-/// How many direct calls (and jumps that end a function) in the code lead to `target`. Looks at every byte: what
-/// lies between instructions can add a few.
-pub fn count_calls(address: u64, code: &[u8], target: u64) -> usize {
-    let is_call = |(at, window): &(usize, &[u8])| {
-        let &[0xe8 | 0xe9, a, b, c, d] = *window else {
-            return false;
-        };
-        let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
-        let next = address.wrapping_add(*at as u64 + 5);
-        next.wrapping_add_signed(distance) == target
+/// Where direct calls and unconditional jumps of the code lead.
+pub fn branches(address: u64, code: &[u8]) -> Vec<u64> {
+    instructions(address, code)
+        .filter(|instruction| {
+            matches!(
+                instruction.flow_control(),
+                FlowControl::Call | FlowControl::UnconditionalBranch
+            )
+        })
+        .map(|instruction| instruction.near_branch_target())
+        .collect()
+}
+
+/// Where the code stores a 32-bit constant at a small offset from a register. Looks at every byte, as it is meant for
+/// whole programs: what only looks like such an instruction can be among the answers.
+pub fn stores(address: u64, code: &[u8], offset: u8, value: u32) -> Vec<u64> {
+    let [a, b, c, d] = value.to_le_bytes();
+    // mov dword [register + offset], value; with rsp as the register it is a local variable.
+    let is_store = |window: &[u8]| {
+        window[0] == 0xc7
+            && (0x40..=0x47).contains(&window[1])
+            && window[1] != 0x44
+            && window[2..] == [offset, a, b, c, d]
     };
-    code.windows(5).enumerate().filter(is_call).count()
+    let places = code.windows(7).enumerate().filter(|(_, window)| is_store(window));
+    places.map(|(at, _)| address.wrapping_add(at as u64)).collect()
 }
 
 /// How often the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls
@@ -189,11 +192,15 @@ mod tests {
     }
 
     #[test]
-    fn jumps_and_calls_are_found() {
+    fn jumps_calls_and_stores_are_found() {
         // je +0x100; call +0x200; jmp -2
         let code = [0x0f, 0x84, 0, 1, 0, 0, 0xe8, 0, 2, 0, 0, 0xeb, 0xfe];
-        assert_eq!(jumps_out(0x1000, &code), [(0x1106, true)]);
-        assert_eq!(calls(0x1000, &code), [0x120b]);
-        assert_eq!(count_calls(0x1000, &code, 0x120b), 1);
+        assert_eq!(jumps_out(0x1000, &code), [0x1106]);
+        assert_eq!(branches(0x1000, &code), [0x120b, 0x100b]);
+        // mov dword [rdx + 0x24], 0xffff; mov dword [rsp + ..], ..
+        let code = [
+            0x90, 0xc7, 0x42, 0x24, 0xff, 0xff, 0, 0, 0xc7, 0x44, 0x24, 0xff, 0xff, 0, 0,
+        ];
+        assert_eq!(stores(0x1000, &code, 0x24, 0xffff), [0x1001]);
     }
 }

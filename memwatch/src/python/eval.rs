@@ -13,6 +13,8 @@ pub struct NativeCode {
     /// What to leave out of stacks by default. In a file that is nothing but an interpreter (`libpython*`, a program
     /// `python*`): all of its code. In a program that embeds one: the functions called `Py*` and `_Py*`.
     pub internal: Vec<Range<u64>>,
+    /// The file is nothing but an interpreter.
+    pure: bool,
 }
 
 impl NativeCode {
@@ -20,6 +22,7 @@ impl NativeCode {
         let mut code = Self {
             evaluates: evaluating(elf),
             internal: internal(elf, file_name),
+            pure: is_interpreter(elf, file_name),
         };
         for ranges in [&mut code.evaluates, &mut code.internal] {
             ranges.sort_by_key(|range| (range.start, range.end));
@@ -29,6 +32,7 @@ impl NativeCode {
         code
     }
 
+    #[must_use]
     pub fn moved(&self, bias: u64) -> Self {
         let moved = |ranges: &[Range<u64>]| {
             ranges
@@ -39,7 +43,13 @@ impl NativeCode {
         Self {
             evaluates: moved(&self.evaluates),
             internal: moved(&self.internal),
+            pure: self.pure,
         }
+    }
+
+    /// All code of a file that is nothing but an interpreter, else nothing.
+    pub fn whole_file(&self) -> &[Range<u64>] {
+        if self.pure { &self.internal } else { &[] }
     }
 
     /// For a return address take the byte before: a call can be the last instruction of a function.
@@ -82,7 +92,7 @@ fn evaluating(elf: &ElfBytes<'_>) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Pieces of code that a function jumps into on a condition. Functions are only jumped to at their start, as a last act.
+/// Pieces of code that a function jumps into and that are no functions: the stack is in use where they begin.
 fn cold_parts(elf: &ElfBytes<'_>, function: &Range<u64>) -> Vec<Range<u64>> {
     let size = usize::try_from(function.end - function.start).unwrap_or(0);
     let Some(code) = elf.bytes_at(function.start).and_then(|bytes| bytes.get(..size)) else {
@@ -90,20 +100,20 @@ fn cold_parts(elf: &ElfBytes<'_>, function: &Range<u64>) -> Vec<Range<u64>> {
     };
     let mut parts: Vec<Range<u64>> = decode_x86::jumps_out(function.start, code)
         .into_iter()
-        .filter_map(|(target, conditional)| {
-            let piece = elf.piece_of(target)?;
-            (conditional || target != piece.start).then_some(piece)
-        })
-        .filter(|piece| piece.start != function.start)
+        .filter_map(|target| elf.part_of_function(target))
         .collect();
     parts.sort_by_key(|part| part.start);
     parts.dedup();
     parts
 }
 
+fn is_interpreter(elf: &ElfBytes<'_>, file_name: &str) -> bool {
+    let is_one = |name: &str| name.starts_with("libpython") || name.starts_with("python");
+    is_one(file_name) || elf.soname().is_some_and(|name| is_one(&name))
+}
+
 fn internal(elf: &ElfBytes<'_>, file_name: &str) -> Vec<Range<u64>> {
-    let is_interpreter = |name: &str| name.starts_with("libpython") || name.starts_with("python");
-    if is_interpreter(file_name) || elf.soname().is_some_and(|name| is_interpreter(&name)) {
+    if is_interpreter(elf, file_name) {
         return elf
             .code_sections()
             .map(|(address, bytes, _)| address..address.saturating_add(bytes.len() as u64))

@@ -45,6 +45,13 @@ pub fn bias(parts: &[FilePart], start: u64, offset: u64) -> Option<u64> {
     Some(start.wrapping_sub(linked))
 }
 
+/// Code with unwind information of its own.
+struct Piece {
+    range: Range<u64>,
+    /// It begins as a function does, with nothing but the return address on the stack.
+    is_entry: bool,
+}
+
 /// An ELF file, with the lookups that the rest of this module needs. All addresses are as linked.
 pub struct ElfBytes<'a> {
     file: ElfFile64<'a, Endianness>,
@@ -54,7 +61,7 @@ pub struct ElfBytes<'a> {
     /// What the dynamic linker adds its base to, by place.
     relative: BTreeMap<u64, u64>,
     /// What each piece of unwind information covers.
-    pieces: Vec<Range<u64>>,
+    pieces: Vec<Piece>,
 }
 
 impl<'a> ElfBytes<'a> {
@@ -150,9 +157,20 @@ impl<'a> ElfBytes<'a> {
 
     /// The piece of code with unwind information of its own that holds an address: a function, or its cold part.
     pub fn piece_of(&self, address: u64) -> Option<Range<u64>> {
-        let after = self.pieces.partition_point(|piece| piece.start <= address);
+        self.piece(address).map(|piece| piece.range.clone())
+    }
+
+    /// The same if it is no function, but a part of one that lies elsewhere.
+    pub fn part_of_function(&self, address: u64) -> Option<Range<u64>> {
+        self.piece(address)
+            .filter(|piece| !piece.is_entry)
+            .map(|piece| piece.range.clone())
+    }
+
+    fn piece(&self, address: u64) -> Option<&Piece> {
+        let after = self.pieces.partition_point(|piece| piece.range.start <= address);
         let piece = self.pieces.get(after.checked_sub(1)?)?;
-        piece.contains(&address).then(|| piece.clone())
+        piece.range.contains(&address).then_some(piece)
     }
 
     /// Sections of code: address and bytes.
@@ -232,17 +250,34 @@ impl<'a> ElfBytes<'a> {
         let bases = gimli::BaseAddresses::default().set_eh_frame(section.address());
         let frames = gimli::EhFrame::new(data, gimli::LittleEndian);
         let mut entries = frames.entries(&bases);
+        let mut context = gimli::UnwindContext::new();
         while let Ok(Some(entry)) = entries.next() {
-            if let gimli::CieOrFde::Fde(partial) = entry
-                && let Ok(fde) = partial.parse(gimli::EhFrame::cie_from_offset)
-            {
-                let start = fde.initial_address();
-                self.pieces.push(start..start.saturating_add(fde.len()));
-            }
+            let gimli::CieOrFde::Fde(partial) = entry else {
+                continue;
+            };
+            let Ok(fde) = partial.parse(gimli::EhFrame::cie_from_offset) else {
+                continue;
+            };
+            let start = fde.initial_address();
+            let is_entry = fde
+                .rows(&frames, &bases, &mut context)
+                .ok()
+                .and_then(|mut rows| rows.next_row().ok().flatten().map(|row| row.cfa() == &AT_ENTRY))
+                .unwrap_or(true);
+            self.pieces.push(Piece {
+                range: start..start.saturating_add(fde.len()),
+                is_entry,
+            });
         }
-        self.pieces.sort_by_key(|piece| piece.start);
+        self.pieces.sort_by_key(|piece| piece.range.start);
     }
 }
+
+/// `rsp + 8`
+const AT_ENTRY: gimli::CfaRule<usize> = gimli::CfaRule::RegisterAndOffset {
+    register: gimli::X86_64::RSP,
+    offset: 8,
+};
 
 /// Names that are looked up: CPython's own, and those that compilers and linkers make of them.
 fn matters(name: &str) -> bool {

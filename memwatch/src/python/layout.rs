@@ -39,15 +39,15 @@ pub fn fill(build: Build, offsets: &Offsets, way: Way) -> Option<PythonLayout> {
         offsets.code_line_table?,
         offsets.code_first_line?,
     ];
-    let (code_start, code_end) = (*read.iter().min()? / 8 * 8, *read.iter().max()? + 8);
+    let (code_start, code_end) = (*read.iter().min()? / 8 * 8, read.iter().max()?.checked_add(8)?);
     let frame = [
-        offsets.frame_code? + 8,
-        offsets.frame_previous? + 8,
-        offsets.frame_instruction? + 8,
-        offsets.frame_mark.map_or(0, |mark| mark + 1),
-        offsets.frame_copy.map_or(0, |copy| copy + 4),
+        offsets.frame_code?.checked_add(8)?,
+        offsets.frame_previous?.checked_add(8)?,
+        offsets.frame_instruction?.checked_add(8)?,
+        offsets.frame_mark.unwrap_or(0).checked_add(1)?,
+        offsets.frame_copy.unwrap_or(0).checked_add(4)?,
     ];
-    let frame_bytes = frame.iter().max()?.next_multiple_of(8);
+    let frame_bytes = frame.iter().max()?.checked_next_multiple_of(8)?;
     let code_bytes = code_end.checked_sub(code_start)?;
     if frame_bytes as usize > MAX_FRAME_BYTES || code_bytes as usize > MAX_CODE_BYTES {
         return None;

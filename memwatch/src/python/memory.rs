@@ -72,7 +72,7 @@ pub(super) fn is_in_use(word: u64) -> bool {
     /// No code object, name or table has so many references; addresses of programs at fixed ones begin near here.
     const MANY: u32 = 1 << 20;
     u32::try_from(word & !FLAGS)
-        .is_ok_and(|count| count != 0 && (count < MANY || count >= IMMORTAL || !count.is_multiple_of(16)))
+        .is_ok_and(|count| count != 0 && (!(MANY..IMMORTAL).contains(&count) || !count.is_multiple_of(16)))
 }
 
 /// The integer at an offset of bytes that were read before.

@@ -207,11 +207,8 @@ impl Arena {
         end.saturating_sub(self.used_to) / geometry.pool_bytes
     }
 
-    fn read(bytes: &[u8], geometry: Geometry) -> Option<Option<Self>> {
-        let address = u64_at(bytes, 0)?;
-        if address == 0 {
-            return Some(None);
-        }
+    /// `None` for what describes no arena.
+    fn read(address: u64, bytes: &[u8], geometry: Geometry) -> Option<Self> {
         let used_to = u64_at(bytes, 8)?;
         let (free, total) = (u32_at(bytes, 16)?, u32_at(bytes, 20)?);
         let end = address.checked_add(geometry.arena_bytes)?;
@@ -220,7 +217,7 @@ impl Arena {
             && free <= total
             && u64::from(total) <= pools
             && total + 1 >= pools as u32;
-        sound.then_some(Some(Self { address, used_to }))
+        sound.then_some(Self { address, used_to })
     }
 }
 
@@ -235,7 +232,10 @@ fn arenas(list: &ArenaList, geometry: Geometry, memory: &impl Memory) -> Result<
     let bytes = memory.read(first, count as usize * ARENA)?;
     let mut found = Vec::new();
     for description in bytes.chunks_exact(ARENA) {
-        found.extend(Arena::read(description, geometry).ok_or(PoolsError::Implausible)?);
+        // Descriptions without an address are to be used again.
+        if let Some(address) = u64_at(description, 0).filter(|&address| address != 0) {
+            found.push(Arena::read(address, description, geometry).ok_or(PoolsError::Implausible)?);
+        }
     }
     Ok(found)
 }

@@ -210,7 +210,7 @@ pub fn check(way: &Way, states: &[ThreadState], memory: &impl Memory) -> (usize,
                     thread,
                 }) =>
             {
-                right += 1
+                right += 1;
             }
             // Threads begin and end meanwhile.
             Ok(0) | Err(_) => {}

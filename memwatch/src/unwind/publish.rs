@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use memwatch_common::{
     limits::ROW_BLOCKS,
-    unwind::{BLOCK_ROWS, CodeRange, MAX_RANGES, Page, PageKey, Row, RowBlock, Space, space_version_place},
+    unwind::{BLOCK_ROWS, CodeRange, MAX_RANGES, Page, PageKey, Row, RowBlock, Space, code_place},
 };
 
 use super::{Interner, Table, build};
@@ -137,7 +137,7 @@ impl Publisher {
         batch::set(self.maps.spaces.as_fd(), &instance, &*space)
             .context("cannot tell the kernel side where code is")?;
         // After the ranges: what was looked up in between is looked up again.
-        let place = space_version_place(instance);
+        let place = code_place(instance);
         batch::set(self.maps.versions.as_fd(), &place, &self.next_version)
             .context("cannot tell the kernel side that code has changed")?;
         self.next_version += 1;

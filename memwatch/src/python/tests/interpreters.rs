@@ -110,6 +110,21 @@ impl Running {
         (found.remove(0), c_library(&modules))
     }
 
+    /// The file that holds the interpreter, and whether it has a full symbol table.
+    pub fn python_file(&self) -> (PathBuf, bool) {
+        use object::Object as _;
+        let modules = Catalog::new(ProcRoot::default()).read(self.pid()).unwrap();
+        let found = PythonFiles::default().find(&modules);
+        let path = modules.modules[found[0].module].path.clone();
+        let bytes = fs::read(&path).unwrap();
+        let symbols = object::File::parse(&bytes[..])
+            .unwrap()
+            .symbols()
+            .next()
+            .is_some();
+        (path, symbols)
+    }
+
     pub fn attach(&self) -> Interpreter {
         let (found, library) = self.found();
         Interpreter::attach(&found.file.unwrap(), found.bias, library, &self.memory()).unwrap()

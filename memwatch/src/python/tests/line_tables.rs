@@ -38,7 +38,7 @@ for where, folders, names in os.walk(sysconfig.get_path('stdlib')):
         except Exception:
             try:
                 with open(path, 'rb') as file: code = compile(file.read(), path, 'exec', dont_inherit=True)
-            except (SyntaxError, ValueError): continue
+            except (OSError, SyntaxError, ValueError): continue
         write(code)
 ";
 
