@@ -32,7 +32,10 @@ pub const RULE_FRAME_POINTER: u16 = 3;
 
 /// The rules with fixed numbers.
 pub const FIXED_RULES: [Rule; 4] = [
-    Rule::new(x86_64::CFA_NONE, 0),
+    Rule {
+        ra_offset: 0,
+        ..Rule::new(x86_64::CFA_NONE, 0)
+    },
     Rule::UNSUPPORTED,
     Rule::ENTRY,
     Rule::FRAME_POINTER,

@@ -32,7 +32,7 @@ use crate::{
         attach::{Attached, Attacher, Scope},
         load::KernelSide,
     },
-    symbolize::Symbolizer,
+    symbolize::{Symbolizer, names::StackNames},
     target::{ProcRoot, describe::Describer, modules::ProcessModules, rss::SelfUsage},
     unwind::publish::Publisher,
     watch::pythons::Pythons,
@@ -416,22 +416,36 @@ impl Watch {
         kind: Kind,
         baseline: Option<&Baseline>,
     ) -> Result<Report, QueryError> {
-        let now_ns = self.model.at_ns();
-        let passed = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
+        self.refresh_meta();
         self.meta.kind = kind;
-        self.meta.since = self.since.to_string();
-        self.meta.time =
-            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
-        self.meta.probes = self.attacher.report(&self.kernel);
-        self.meta.notices.clone_from(&self.notices);
         assemble::report(
             &self.model,
             query,
             &mut self.symbolizer,
             baseline,
-            now_ns,
+            self.model.at_ns(),
             &self.meta,
         )
+    }
+
+    /// What is known now as it is, for saving it.
+    pub fn parts(&mut self) -> (&Model, &mut dyn StackNames, &Meta) {
+        self.refresh_meta();
+        (&self.model, &mut self.symbolizer, &self.meta)
+    }
+
+    fn refresh_meta(&mut self) {
+        let passed = Duration::from_nanos(self.model.at_ns().saturating_sub(self.since_ns));
+        self.meta.since = self.since.to_string();
+        self.meta.time =
+            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
+        self.meta.probes = self.attacher.report(&self.kernel);
+        self.meta.notices.clone_from(&self.notices);
+    }
+
+    /// `CLOCK_MONOTONIC` of the instant from which on nothing is missed.
+    pub fn since_ns(&self) -> u64 {
+        self.since_ns
     }
 
     pub fn baseline(&self) -> Baseline {

@@ -27,6 +27,8 @@ Examples:
   memwatch top --comm 'python*' --group-by line
   memwatch top --pid 1234 --older-than 5m   only blocks that nobody freed for five minutes
   memwatch diff --pid 1234 --baseline 30s   what changed since second 30
+  memwatch record --pid 1234 -o a.memwatch  save all that is seen, until Ctrl-C
+  memwatch diff a.memwatch --from 10m       what changed in a recording since its tenth minute
   memwatch --format json -d 1m -- ./server  from the first instruction, one JSON object a tick
   memwatch doctor --pid 1234                what this kernel and this target allow
 
@@ -64,12 +66,15 @@ pub struct Cli {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum CommandArgs {
-    /// Who holds memory now, and who grows (the default)
+    /// Who holds memory now, and who grows (the default); also of a recording
     #[command(after_help = EXIT_HELP)]
-    Top(WatchArgs),
-    /// What changed against a baseline, live
+    Top(TopArgs),
+    /// What changed against a baseline, live; within a recording, or between two
     #[command(after_help = EXIT_HELP)]
     Diff(DiffArgs),
+    /// Watch and save all that is seen, to look at it later or elsewhere
+    #[command(after_help = EXIT_HELP)]
+    Record(RecordArgs),
     /// Processes: memory, growth, runtime found, can it be watched
     #[command(after_help = EXIT_HELP)]
     Ps(PsArgs),
@@ -108,14 +113,65 @@ pub struct WatchArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// A recording, instead of a target: what was known at its end, or at --to; every tick from --from on
+    #[arg(value_name = "FILE", help_heading = "Recording")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub span: SpanArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+/// Which part of a recording.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recording")]
+pub struct SpanArgs {
+    /// From this tick (120), time after its start (10m), or time (2026-01-02T03:04:05Z) of a recording on
+    #[arg(long, value_name = "WHEN", value_parser = units::parse_when)]
+    pub from: Option<units::When>,
+    /// Up to this tick, time after its start, or time
+    #[arg(long, value_name = "WHEN", value_parser = units::parse_when)]
+    pub to: Option<units::When>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct RecordArgs {
+    /// Size of the file from which on older ticks are thinned out [default: 16MiB]
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, allow_hyphen_values = true)]
+    #[arg(help_heading = "Limits")]
+    pub max_file_size: Option<u64>,
+    /// Only blocks of at least this size
+    #[arg(short = 'z', long, value_name = "BYTES", value_parser = units::parse_size, allow_hyphen_values = true)]
+    #[arg(help_heading = "What is recorded")]
+    pub min_size: Option<u64>,
+    /// Only blocks of at most this size
+    #[arg(short = 'Z', long, value_name = "BYTES", value_parser = units::parse_size, allow_hyphen_values = true)]
+    #[arg(help_heading = "What is recorded")]
+    pub max_size: Option<u64>,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub time: TimeArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub other: OtherVersionArgs,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct DiffArgs {
     /// Compare with what was in use this long after the start (at the start when not given)
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, allow_hyphen_values = true)]
     #[arg(help_heading = "Time")]
     pub baseline: Option<Duration>,
-    /// Two saved snapshots
-    #[arg(value_name = "OLD NEW", hide = true, num_args = 0..)]
-    pub files: Vec<OsString>,
+    /// Recordings, instead of a target: one from its beginning (or --from) to its end (or --to), or two at their ends
+    #[arg(value_name = "[OLD] NEW", num_args = 0..=2, help_heading = "Recording")]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub span: SpanArgs,
     #[command(flatten)]
     pub watch: WatchArgs,
 }

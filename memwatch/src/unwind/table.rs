@@ -115,7 +115,7 @@ impl Table {
         if self.rows.len() > 2 * MAX_ROWS + self.pages.len() || self.pages.len() as u64 > MAX_PAGES + 64 {
             return Err("too large");
         }
-        if self.rules.len() < 2 || self.rules[..2] != [Rule::default(), Rule::UNSUPPORTED] {
+        if !self.rules.starts_with(&FIXED_RULES) {
             return Err("fixed rules missing");
         }
         if self
