@@ -1,8 +1,6 @@
 //! What aya needs to know to read the shared types out of maps.
 
-use crate::{
-    Config, Event, LiveKey, LiveValue, ProcessState, PythonLayout, SiteKey, SiteTotals, Stack, unwind,
-};
+use crate::{Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, python, unwind};
 
 macro_rules! pod {
     ($($t:ty),+) => { $(
@@ -17,7 +15,6 @@ pod!(
     LiveKey,
     LiveValue,
     ProcessState,
-    PythonLayout,
     SiteKey,
     SiteTotals,
     Stack
@@ -29,3 +26,4 @@ pod!(
     unwind::Rule,
     unwind::Space
 );
+pod!(python::PythonLayout, python::PythonProcess, python::PythonStack);

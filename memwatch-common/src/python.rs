@@ -2,6 +2,8 @@
 //!
 //! User space finds out (`memwatch/src/python`), the kernel side only follows: no version is known there.
 
+use crate::limits::{MAX_PYTHON_FRAMES, MAX_PYTHON_RANGES};
+
 /// The thread state is the value that the thread has for a key of glibc's `pthread_getspecific`.
 pub const TLS_GLIBC_KEY: u32 = 1;
 /// The same for musl.
@@ -137,7 +139,55 @@ pub const fn fingerprint(file_name: u64, name: u64, line_table: u64, first_line:
     ((hash >> 32) as u32) | 1
 }
 
+/// A frame of a Python program, as it was found. What `code` and `instruction` mean is up to the layout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct PythonFrame {
+    pub code: u64,
+    pub instruction: u64,
+    /// See [`fingerprint`].
+    pub fingerprint: u32,
+    /// `FRAME_*`
+    pub kind: u32,
+}
+
+/// The Python frames of a thread, innermost first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct PythonStack {
+    pub count: u32,
+    /// `STACK_*` of [`crate::stack`].
+    pub flags: u32,
+    pub frames: [PythonFrame; MAX_PYTHON_FRAMES],
+}
+
+/// Code that asks for memory on behalf of a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DomainRange {
+    pub start: u64,
+    pub end: u64,
+    /// A [`crate::Domain`].
+    pub domain: u32,
+    /// 1: all code of the interpreter, where a caller of libc has an allocating function of CPython inlined.
+    pub inlined: u32,
+}
+
+/// A process that runs CPython.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct PythonProcess {
+    pub layout: PythonLayout,
+    pub count: u32,
+    pub reserved: u32,
+    pub ranges: [DomainRange; MAX_PYTHON_RANGES],
+}
+
 const _: () = assert!(size_of::<PythonLayout>() == 80);
+const _: () = assert!(size_of::<PythonFrame>() == 24);
+const _: () = assert!(size_of::<PythonStack>() == 8 + 24 * MAX_PYTHON_FRAMES);
+const _: () = assert!(size_of::<DomainRange>() == 24);
+const _: () = assert!(size_of::<PythonProcess>() == 88 + 24 * MAX_PYTHON_RANGES);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_map_type},
-    helpers::{generated::bpf_get_current_task_btf, generated::bpf_task_storage_get},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_task_storage_get},
+    },
 };
 use memwatch_common::{
     Config, Cookie, Counter, LiveValue, Stack,
@@ -20,6 +23,8 @@ pub struct InFlight {
     pub sp: u64,
     pub cookie: u64,
     pub bytes: u64,
+    /// Who asked for the block, see [`memwatch_common::Domain`].
+    pub domain: u64,
     /// posix_memalign: where the result will stand.
     pub result_at: u64,
     /// realloc: the block given.
@@ -71,9 +76,16 @@ pub struct Slot {
     /// The block that this thread gave back last, until it allocates again.
     pub last_freed: u64,
     pub mapping: MappingCall,
+    /// The latest call whose size is out of bounds, so that its return is not seen: its stack pointer at entry (0 for
+    /// none) and where it returns to.
+    pub passed_over_sp: u64,
+    pub passed_over_return: u64,
     pub stack: Stack,
     /// Where the walk is.
     pub frame: Frame,
+    /// The frame was found by its frame pointer, without a rule that says so.
+    pub guessed: u32,
+    pub reserved: u32,
     pub search: Search,
     /// The hash of the frames so far.
     pub hash: u64,
@@ -85,7 +97,7 @@ pub struct Slot {
 
 /// aya-ebpf 0.2 has no task storage; a BTF map definition is a struct of this shape.
 #[repr(C)]
-struct TaskStorage<T> {
+pub struct TaskStorage<T> {
     r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE as usize],
     key: *const i32,
     value: *const T,
@@ -98,42 +110,52 @@ unsafe impl<T> Sync for TaskStorage<T> {}
 
 #[unsafe(link_section = ".maps")]
 #[unsafe(export_name = "SLOTS")]
-static SLOTS: TaskStorage<Slot> = TaskStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
+static SLOTS: TaskStorage<Slot> = TaskStorage::NEW;
 
 const CREATE: u64 = 1;
 
-#[inline(always)]
-fn get(flags: u64) -> Option<&'static mut Slot> {
-    // SAFETY: the helpers take the map and the current task; the result is null or a live value that only this
-    // thread touches.
-    unsafe {
-        let task = bpf_get_current_task_btf();
-        let slot = bpf_task_storage_get(
-            core::ptr::addr_of!(SLOTS).cast_mut().cast(),
-            task,
-            core::ptr::null_mut(),
-            flags,
-        );
-        slot.cast::<Slot>().as_mut()
+impl<T> TaskStorage<T> {
+    pub const NEW: Self = Self {
+        r#type: core::ptr::null(),
+        key: core::ptr::null(),
+        value: core::ptr::null(),
+        max_entries: core::ptr::null(),
+        map_flags: core::ptr::null(),
+    };
+
+    #[inline(always)]
+    fn get(&'static self, flags: u64) -> Option<&'static mut T> {
+        // SAFETY: the helpers take the map and the current task; the result is null or a live value that only this
+        // thread touches.
+        unsafe {
+            let task = bpf_get_current_task_btf();
+            let value = bpf_task_storage_get(
+                core::ptr::from_ref(self).cast_mut().cast(),
+                task,
+                core::ptr::null_mut(),
+                flags,
+            );
+            value.cast::<T>().as_mut()
+        }
+    }
+
+    /// The thread's value, zeroed when it is new; none when there is no memory for it.
+    #[inline(always)]
+    pub fn of_this_thread(&'static self) -> Option<&'static mut T> {
+        self.get(CREATE)
     }
 }
 
 /// The thread's slot, if it has one.
 #[inline(always)]
 pub fn existing() -> Option<&'static mut Slot> {
-    get(0)
+    SLOTS.get(0)
 }
 
 /// The thread's slot; the loss is counted when there is none to be had.
 #[inline(always)]
 pub fn current() -> Option<&'static mut Slot> {
-    let slot = get(CREATE);
+    let slot = SLOTS.of_this_thread();
     if slot.is_none() {
         count(Counter::SlotUnavailable);
     }
@@ -149,6 +171,21 @@ impl Slot {
     pub fn call(&mut self, index: u32) -> &mut InFlight {
         // SAFETY: the mask keeps the index inside the array.
         unsafe { self.calls.get_unchecked_mut(mask::<MASK>(u64::from(index))) }
+    }
+
+    /// A call that is not recorded begins: what it maps is the allocator's all the same.
+    #[inline(always)]
+    pub fn note_passed_over(&mut self, sp: u64) {
+        let return_address = read_user(sp);
+        self.passed_over_sp = if return_address == 0 { 0 } else { sp };
+        self.passed_over_return = return_address;
+    }
+
+    /// Whether the thread, now at `sp`, is still inside the call that was passed over: its return address stands where
+    /// it stood. Any call that the same caller makes later has put its own there.
+    #[inline(always)]
+    pub fn in_passed_over(&self, sp: u64) -> bool {
+        self.passed_over_sp > sp && read_user(self.passed_over_sp) == self.passed_over_return
     }
 
     /// Takes out calls that can no longer return: the stack is back above them. Gives the outermost of them.
@@ -212,6 +249,13 @@ impl Slot {
         }
         None
     }
+}
+
+/// The word at this address of the target, 0 when it cannot be read.
+#[inline(always)]
+fn read_user(address: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
 }
 
 /// Whether the thread runs a signal handler on an alternative stack while `below` stands on its ordinary one.
