@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::decode_x86;
 use super::file::ElfBytes;
+use super::inlined::{self, InlinedSites};
 use super::memory::{Memory, Unreadable};
 use super::offsets::{Build, Offsets};
 
@@ -80,6 +81,8 @@ pub struct AllocatorFacts {
     pub pool_sites: Vec<PoolSite>,
     /// How often the code compares with `pymalloc`, which is what is left of an inlined call.
     pub inlined: usize,
+    /// Where it is inlined, if it is.
+    pub sites: InlinedSites,
 }
 
 impl AllocatorFacts {
@@ -96,6 +99,10 @@ impl AllocatorFacts {
         facts.inlined = facts
             .pymalloc
             .map_or(0, |function| code_references(elf, function));
+        if let Some(function) = facts.pymalloc.filter(|_| facts.is_inlined()) {
+            let [_, mem, object] = facts.slots;
+            facts.sites = inlined::find(elf, function, [mem, object]);
+        }
         if build.version.minor() >= FIRST_WITH_NEW_POOL {
             facts.new_pool = new_pool(elf, facts.pymalloc);
         } else {
@@ -216,7 +223,7 @@ fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
 /// How often code names an address, other than to call it.
 fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
     elf.code_sections()
-        .map(|(address, bytes, _)| decode_x86::count_references(address, bytes, target))
+        .map(|(address, bytes, _)| decode_x86::references(address, bytes, target).len())
         .sum()
 }
 

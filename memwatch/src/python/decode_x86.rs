@@ -99,9 +99,9 @@ pub fn stores_of_one(address: u64, code: &[u8]) -> Vec<(u64, u8)> {
         .collect()
 }
 
-/// How often the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls
-/// and jumps do not count.
-pub fn count_references(address: u64, code: &[u8], target: u64) -> usize {
+/// Where the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls and
+/// jumps do not count.
+pub fn references(address: u64, code: &[u8], target: u64) -> Vec<u64> {
     let names = |(at, window): &(usize, &[u8])| {
         let &[before, a, b, c, d] = *window else {
             return false;
@@ -111,7 +111,8 @@ pub fn count_references(address: u64, code: &[u8], target: u64) -> usize {
         let relative = next.wrapping_add_signed(value.into()) == target && !matches!(before, 0xe8 | 0xe9);
         relative || u64::from(value.cast_unsigned()) == target
     };
-    code.windows(5).enumerate().filter(names).count()
+    let places = code.windows(5).enumerate().filter(names);
+    places.map(|(at, _)| address.wrapping_add(at as u64)).collect()
 }
 
 /// A thread-local variable, as code gets at it.

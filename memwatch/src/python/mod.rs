@@ -11,6 +11,7 @@ pub mod code;
 mod decode_x86;
 pub mod eval;
 mod file;
+pub mod inlined;
 pub mod interpreter;
 pub mod layout;
 pub mod lines;

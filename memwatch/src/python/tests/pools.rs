@@ -101,3 +101,32 @@ fn the_function_that_begins_a_pool_is_found() {
         assert!(!python.native.evaluates.is_empty(), "{}", path.display());
     }
 }
+
+#[test]
+fn dbg_print() {
+    for (_, path) in interpreters::all() {
+        let (running, _) = Running::start(
+            &path,
+            "print('up', flush=True); import sys; sys.stdin.readline()",
+            &[],
+        );
+        let python = running.attach();
+        let a = &python.file.allocator;
+        let count = |f: fn(&crate::python::inlined::InlinedSite) -> bool| {
+            a.sites.sites.iter().filter(|s| f(s)).count()
+        };
+        println!(
+            "{} refs {} sites {} unresolved {} nodomain {} nosize {} obj {}",
+            path.display(),
+            a.inlined,
+            a.sites.sites.len(),
+            a.sites.unresolved,
+            count(|s| s.domain.is_none()),
+            count(|s| s.size.is_none()),
+            count(|s| s.domain == Some(crate::python::allocator::PythonDomain::Object))
+        );
+        for s in &a.sites.sites {
+            println!("SITE {:x}", s.address);
+        }
+    }
+}
