@@ -145,6 +145,8 @@ pub struct Resolved {
     pub fail_on_growth: Option<u64>,
     pub scope: ScopeChoice,
     pub method: Method,
+    /// Whether to show the lines of Python programs.
+    pub python: bool,
     pub output: OutputSpec,
 }
 
@@ -215,6 +217,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         fail_on_growth: arguments.limits.fail_on_growth,
         scope,
         method,
+        python: arguments.other.python.as_deref() != Some("off"),
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -239,6 +242,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
+        python: false,
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -267,6 +271,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
+        python: false,
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

@@ -82,6 +82,7 @@ pub fn settings(resolved: &Resolved) -> Result<Settings> {
         follow: resolved.follow,
         scope: resolved.scope,
         method: resolved.method,
+        python: resolved.python,
     })
 }
 

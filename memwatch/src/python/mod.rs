@@ -9,6 +9,7 @@
 pub mod allocator;
 pub mod code;
 mod decode_x86;
+pub mod domains;
 pub mod eval;
 mod file;
 pub mod inlined;

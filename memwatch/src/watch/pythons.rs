@@ -44,7 +44,6 @@ struct Waiting {
 /// An interpreter that the kernel side now follows, or why it does not.
 pub enum Outcome {
     Ready {
-        pid: u32,
         instance: u32,
         interpreter: Box<Interpreter>,
         memory: ProcessMemory,
@@ -118,7 +117,6 @@ impl Pythons {
         match Interpreter::attach(file, waiting.found.bias, waiting.library, &memory) {
             Ok(interpreter) => Some(match self.tell(instance, &interpreter) {
                 Ok(()) => Outcome::Ready {
-                    pid,
                     instance,
                     interpreter: Box::new(interpreter),
                     memory,
@@ -147,7 +145,8 @@ impl Pythons {
             *place = *range;
             process.count += 1;
         }
-        batch::set(self.processes.as_fd(), &instance, &process).context("cannot tell where Python frames are")?;
+        batch::set(self.processes.as_fd(), &instance, &process)
+            .context("cannot tell where Python frames are")?;
         batch::set(self.places.as_fd(), &code_place(instance), &instance)
             .context("cannot tell that Python runs")?;
         Ok(())
