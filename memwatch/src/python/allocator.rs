@@ -101,7 +101,7 @@ impl AllocatorFacts {
             .map_or(0, |function| code_references(elf, function));
         if let Some(function) = facts.pymalloc.filter(|_| facts.is_inlined()) {
             let [_, mem, object] = facts.slots;
-            facts.sites = inlined::find(elf, function, [mem, object]);
+            facts.sites = inlined::find(elf, function, [mem, object], offsets.interpreter_pools);
         }
         if build.version.minor() >= FIRST_WITH_NEW_POOL {
             facts.new_pool = new_pool(elf, facts.pymalloc);

@@ -7,6 +7,7 @@ use iced_x86::{
 
 use super::allocator::PythonDomain;
 use super::file::ElfBytes;
+use super::pymalloc::SIZE_CLASSES;
 
 /// Instructions between naming the function and comparing with it, and from there to the branch.
 const TO_COMPARE: usize = 24;
@@ -14,6 +15,9 @@ const TO_BRANCH: usize = 5;
 
 /// Instructions before the comparison in which the allocator is read.
 const TO_READ: usize = 16;
+
+/// Bytes of the head of a list of pools of one size class.
+const LIST: u64 = 16;
 
 /// Instructions after the branch in which the size is looked at.
 const TO_SIZE: usize = 12;
@@ -25,8 +29,17 @@ pub struct InlinedSite {
     pub address: u64,
     /// `None`: it could not be told which domain asks.
     pub domain: Option<PythonDomain>,
-    /// The register with the number of bytes, as x86-64 numbers them; `None` where it is a constant.
-    pub size: Option<u8>,
+    /// `None`: it could not be told.
+    pub size: Option<SiteSize>,
+}
+
+/// How many bytes are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteSize {
+    /// In this register, as x86-64 numbers them.
+    Register(u8),
+    /// A constant of this size class.
+    Class(u8),
 }
 
 /// What was found in a file.
@@ -37,8 +50,8 @@ pub struct InlinedSites {
     pub unresolved: usize,
 }
 
-/// `slots` are those of the mem and the object domain.
-pub fn find(elf: &ElfBytes<'_>, pymalloc: u64, slots: [Option<u64>; 2]) -> InlinedSites {
+/// `slots` are those of the mem and the object domain, `pools` is where an interpreter has its pools (since 3.12).
+pub fn find(elf: &ElfBytes<'_>, pymalloc: u64, slots: [Option<u64>; 2], pools: Option<u32>) -> InlinedSites {
     let mut found = InlinedSites::default();
     for (address, code) in elf.pieces_with_reference(pymalloc) {
         let code: Vec<Instruction> = Decoder::with_ip(64, code, address, DecoderOptions::NONE)
@@ -52,7 +65,7 @@ pub fn find(elf: &ElfBytes<'_>, pymalloc: u64, slots: [Option<u64>; 2]) -> Inlin
                 Some(branch) => found.sites.push(InlinedSite {
                     address: code[branch].ip(),
                     domain: domain(&code[at.saturating_sub(TO_READ)..branch], slots),
-                    size: size(&code, branch),
+                    size: size(&code, branch, pools),
                 }),
                 None => found.unresolved += 1,
             }
@@ -91,10 +104,15 @@ fn branch_after(code: &[Instruction], at: usize) -> Option<usize> {
         };
         straight(code, at + 1, TO_COMPARE).find(|&at| compares(&code[at]))?
     };
-    straight(code, compare + 1, TO_BRANCH).find(|&at| {
-        matches!(code[at].condition_code(), ConditionCode::e | ConditionCode::ne)
-            && code[at].is_jcc_short_or_near()
-    })
+    let branch = straight(code, compare + 1, TO_BRANCH).find(|&at| {
+        let equality = matches!(code[at].condition_code(), ConditionCode::e | ConditionCode::ne);
+        equality && code[at].is_jcc_short_or_near()
+    })?;
+    // What is compared in between decides the branch instead.
+    let decides = code[compare + 1..branch]
+        .iter()
+        .all(|instruction| instruction.rflags_modified() == 0);
+    decides.then_some(branch)
 }
 
 /// Up to `most` instructions from `from` on, as far as control goes straight on.
@@ -123,8 +141,9 @@ fn domain(before: &[Instruction], slots: [Option<u64>; 2]) -> Option<PythonDomai
     })
 }
 
-/// pymalloc first compares the size less 1 with 511.
-fn size(code: &[Instruction], branch: usize) -> Option<u8> {
+/// pymalloc first compares the size less 1 with 511. Where the size is a constant there is nothing to compare, but the
+/// list of pools that it looks into belongs to one size class.
+fn size(code: &[Instruction], branch: usize, pools: Option<u32>) -> Option<SiteSize> {
     const LARGEST: u64 = 511;
     let begin = if code[branch].condition_code() == ConditionCode::ne {
         branch + 1
@@ -132,24 +151,34 @@ fn size(code: &[Instruction], branch: usize) -> Option<u8> {
         let target = code[branch].near_branch_target();
         code.binary_search_by_key(&target, Instruction::ip).ok()?
     };
-    let mut less_one = None;
+    let (mut less_one, mut lists) = (None, None);
     for at in straight(code, begin, TO_SIZE) {
         let instruction = &code[at];
-        let is_less_one = instruction.mnemonic() == Mnemonic::Lea
-            && instruction.memory_displacement64() == u64::MAX
-            && instruction.memory_index() == Register::None;
-        if is_less_one {
-            less_one = Some((
-                instruction.op0_register().full_register(),
-                instruction.memory_base(),
-            ));
-        }
-        if instruction.mnemonic() == Mnemonic::Cmp
-            && instruction.try_immediate(1).is_ok_and(|number| number == LARGEST)
-            && let Some((compared, register)) = less_one
-        {
-            return (instruction.op0_register().full_register() == compared)
-                .then_some(register.number() as u8);
+        let (to, base) = (
+            instruction.op0_register().full_register(),
+            instruction.memory_base(),
+        );
+        let plain = instruction.memory_index() == Register::None;
+        let distance = instruction.memory_displacement64();
+        match instruction.mnemonic() {
+            Mnemonic::Lea if plain && distance == u64::MAX => less_one = Some((to, base)),
+            Mnemonic::Cmp if instruction.try_immediate(1).is_ok_and(|number| number == LARGEST) => {
+                let (compared, register) = less_one?;
+                return (to == compared).then_some(SiteSize::Register(register.number() as u8));
+            }
+            Mnemonic::Mov
+                if plain
+                    && base != Register::None
+                    && pools.is_some_and(|pools| distance == u64::from(pools)) =>
+            {
+                lists = Some(to);
+            }
+            Mnemonic::Mov if lists == Some(base) && base != Register::None && to != Register::None => {
+                let class = distance / LIST;
+                let sound = plain && distance.is_multiple_of(LIST) && class < SIZE_CLASSES as u64;
+                return sound.then_some(SiteSize::Class(class as u8));
+            }
+            _ => {}
         }
     }
     None
