@@ -5,13 +5,15 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, select, target, time};
+use self::parts::{
+    DEFAULT_INTERVAL, bounds, known_to_this_version, output, python, query, select, target, time,
+};
 use super::args::{BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, WatchArgs};
 use super::output::Destination;
 use crate::format::{self, ByteFormat};
 use crate::model::query::Query;
 use crate::probe::links::Method;
-use crate::watch::start::ScopeChoice;
+use crate::watch::start::{PythonMode, ScopeChoice};
 
 mod parts;
 
@@ -145,8 +147,7 @@ pub struct Resolved {
     pub fail_on_growth: Option<u64>,
     pub scope: ScopeChoice,
     pub method: Method,
-    /// Whether to show the lines of Python programs.
-    pub python: bool,
+    pub python: PythonMode,
     pub output: OutputSpec,
 }
 
@@ -217,7 +218,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         fail_on_growth: arguments.limits.fail_on_growth,
         scope,
         method,
-        python: arguments.other.python.as_deref() != Some("off"),
+        python: python(arguments.other.python.as_deref()),
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -242,7 +243,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
-        python: false,
+        python: PythonMode::default(),
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -271,7 +272,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
-        python: false,
+        python: PythonMode::default(),
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
