@@ -12,6 +12,7 @@ mod decode_x86;
 pub mod domains;
 pub mod eval;
 mod file;
+pub mod inlined;
 pub mod interpreter;
 pub mod layout;
 pub mod lines;
