@@ -204,8 +204,9 @@ impl Watch {
 
     fn look_for_python(&mut self, pid: u32, instance: u32, modules: &ProcessModules) {
         if self.python && self.symbolizer.python().interpreter(instance).is_none() {
-            let outcome = self.pythons.look(pid, instance, modules);
-            outcome.into_iter().for_each(|outcome| self.python(outcome));
+            if let Some(outcome) = self.pythons.look(pid, instance, modules) {
+                self.python(outcome);
+            }
         }
     }
 

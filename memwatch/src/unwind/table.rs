@@ -1,6 +1,6 @@
 //! One file's unwind table.
 
-use memwatch_common::unwind::{PAGE_SHIFT, Page, RULE_NONE, Row, Rule, search};
+use memwatch_common::unwind::{FIXED_RULES, PAGE_SHIFT, Page, RULE_NONE, Row, Rule, search};
 
 use super::collect::Collector;
 use super::elf::{Elf, Segment};

@@ -121,7 +121,7 @@ impl Pythons {
                     interpreter: Box::new(interpreter),
                     memory,
                 },
-                Err(error) => refused(pid, format!("{error:#}")),
+                Err(error) => refused(pid, &format!("{error:#}")),
             }),
             Err(PythonError::NotStarted | PythonError::Unreadable(_)) => {
                 waiting.tries += 1;
@@ -130,7 +130,7 @@ impl Pythons {
                 }
                 None
             }
-            Err(error) => Some(refused(pid, error)),
+            Err(error) => Some(refused(pid, &error)),
         }
     }
 
@@ -153,7 +153,7 @@ impl Pythons {
     }
 }
 
-fn refused(pid: u32, why: impl ToString) -> Outcome {
+fn refused(pid: u32, why: &impl ToString) -> Outcome {
     Outcome::Refused {
         pid,
         why: why.to_string(),

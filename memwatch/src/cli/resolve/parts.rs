@@ -214,13 +214,6 @@ fn domains(names: &[String]) -> Result<Vec<Domain>, UsageError> {
     }
     domains.sort_unstable();
     domains.dedup();
-    let can_be_seen = |domain: &Domain| matches!(domain, Domain::Native | Domain::Mmap);
-    if !domains.is_empty() && !domains.iter().any(can_be_seen) {
-        return Err(UsageError::NotInThisVersion {
-            what: format!("--domain {}", names.join(",")),
-            advice: "it watches native memory only, use --domain native,mmap",
-        });
-    }
     Ok(domains)
 }
 
