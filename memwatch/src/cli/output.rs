@@ -119,21 +119,23 @@ impl Output {
 
     /// Writes one block whole: a reader on the other side of a pipe gets each tick when it happens.
     pub fn write(&mut self, block: &str) -> Result<Flow, OutputError> {
+        self.write_bytes(block.as_bytes())
+    }
+
+    pub fn write_bytes(&mut self, block: &[u8]) -> Result<Flow, OutputError> {
         match &mut self.sink {
-            Sink::Stream { writer, path } => {
-                match writer.write_all(block.as_bytes()).and_then(|()| writer.flush()) {
-                    Ok(()) => Ok(Flow::Continue),
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Flow::Stop),
-                    Err(cause) => Err(match path {
-                        Some(path) => OutputError::Write {
-                            path: path.clone(),
-                            cause,
-                        },
-                        None => OutputError::Stdout { cause },
-                    }),
-                }
-            }
-            Sink::File(pending) => match pending.file.write_all(block.as_bytes()) {
+            Sink::Stream { writer, path } => match writer.write_all(block).and_then(|()| writer.flush()) {
+                Ok(()) => Ok(Flow::Continue),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Flow::Stop),
+                Err(cause) => Err(match path {
+                    Some(path) => OutputError::Write {
+                        path: path.clone(),
+                        cause,
+                    },
+                    None => OutputError::Stdout { cause },
+                }),
+            },
+            Sink::File(pending) => match pending.file.write_all(block) {
                 Ok(()) => Ok(Flow::Continue),
                 Err(cause) => Err(OutputError::Write {
                     path: pending.target.clone(),

@@ -14,6 +14,9 @@ use crate::probe::links::Method;
 use crate::watch::start::ScopeChoice;
 
 mod parts;
+mod saved;
+
+pub use self::saved::{ExportSpec, ReportFormat, ReportSpec, SourceSpec};
 
 /// A command line that is wrong: what is wrong with it and what to do instead. Exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +27,10 @@ pub enum UsageError {
         "`memwatch {command}` needs to know what to watch: give one of --pid, --comm, --cgroup, --all, or -- COMMAND"
     )]
     NoTarget { command: &'static str },
+    #[error(
+        "`memwatch {command}` needs to know on what: give a file of `memwatch record`, or a target (--pid, --comm, --cgroup, --all, or -- COMMAND)"
+    )]
+    NoSource { command: &'static str },
     #[error("{first} and {second} cannot be used together: {advice}")]
     Conflict {
         first: &'static str,
@@ -47,6 +54,8 @@ pub enum Command {
         /// How long after the start the baseline is taken; zero: tick 0.
         baseline: Duration,
     },
+    Report(ReportSpec),
+    Export(ExportSpec),
     Ps,
     Doctor {
         /// Load every kernel program.
@@ -169,6 +178,8 @@ pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
         None => watch("top", Command::Top, cli.top),
         Some(CommandArgs::Top(arguments)) => watch("top", Command::Top, arguments),
         Some(CommandArgs::Diff(arguments)) => diff(arguments),
+        Some(CommandArgs::Report(arguments)) => saved::report(arguments),
+        Some(CommandArgs::Export(arguments)) => saved::export(arguments),
         Some(CommandArgs::Ps(arguments)) => ps(arguments),
         Some(CommandArgs::Doctor(arguments)) => doctor(arguments),
         Some(CommandArgs::BenchFloor(arguments)) => bench_floor(&arguments),

@@ -52,6 +52,7 @@ fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitCo
     let resolved = resolve::resolve(cli)?;
     match resolved.command {
         Command::Top | Command::Diff { .. } => watch(&resolved),
+        Command::Report(_) | Command::Export(_) => anyhow::bail!("not yet"),
         Command::Ps => list(&resolved),
         Command::Doctor { verify } => doctor::run(&resolved, verify),
         Command::BenchFloor => bench_floor(&resolved),

@@ -3,9 +3,11 @@
 pub mod assemble;
 pub mod counts;
 pub mod filter;
+pub mod findings;
 pub mod group;
 pub mod growth;
 pub mod health;
+pub mod history;
 pub mod keys;
 pub mod label;
 pub mod mappings;
