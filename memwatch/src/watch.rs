@@ -32,7 +32,7 @@ use crate::{
         attach::{Attached, Attacher, Scope},
         load::KernelSide,
     },
-    symbolize::Symbolizer,
+    symbolize::{Symbolizer, names::StackNames},
     target::{ProcRoot, describe::Describer, modules::ProcessModules, rss::SelfUsage},
     unwind::publish::Publisher,
 };
@@ -365,13 +365,7 @@ impl Watch {
         baseline: Option<&Baseline>,
     ) -> Result<Report, QueryError> {
         let now_ns = self.model.at_ns();
-        let passed = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
-        self.meta.kind = kind;
-        self.meta.since = self.since.to_string();
-        self.meta.time =
-            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
-        self.meta.probes = self.attacher.report(&self.kernel);
-        self.meta.notices.clone_from(&self.notices);
+        self.refresh_meta(kind);
         assemble::report(
             &self.model,
             query,
@@ -380,6 +374,26 @@ impl Watch {
             now_ns,
             &self.meta,
         )
+    }
+
+    fn refresh_meta(&mut self, kind: Kind) {
+        let passed = Duration::from_nanos(self.model.at_ns().saturating_sub(self.since_ns));
+        self.meta.kind = kind;
+        self.meta.since = self.since.to_string();
+        self.meta.time =
+            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
+        self.meta.probes = self.attacher.report(&self.kernel);
+        self.meta.notices.clone_from(&self.notices);
+    }
+
+    /// For what is made of all that is known at the end: the model, the names, and what only this watch knows.
+    pub fn sources(&mut self, kind: Kind) -> (&Model, &mut dyn StackNames, &Meta) {
+        self.refresh_meta(kind);
+        (&self.model, &mut self.symbolizer, &self.meta)
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
     }
 
     pub fn baseline(&self) -> Baseline {

@@ -13,6 +13,7 @@ use super::{
     error::{ExitCode, Failure, is_broken_pipe},
     output::Output,
     read::ReadError,
+    report,
     resolve::{self, Command, Format, Resolved, Screen, TargetSpec, Verbosity},
 };
 use crate::{
@@ -52,7 +53,7 @@ fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitCo
     let resolved = resolve::resolve(cli)?;
     match resolved.command {
         Command::Top | Command::Diff { .. } => watch(&resolved),
-        Command::Report(_) | Command::Export(_) => anyhow::bail!("not yet"),
+        Command::Report(_) | Command::Export(_) => report::run(&resolved),
         Command::Ps => list(&resolved),
         Command::Doctor { verify } => doctor::run(&resolved, verify),
         Command::BenchFloor => bench_floor(&resolved),

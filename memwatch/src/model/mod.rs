@@ -10,6 +10,7 @@ pub mod health;
 pub mod history;
 pub mod keys;
 pub mod label;
+pub mod leaks;
 pub mod mappings;
 pub mod plumbing;
 pub mod processes;
@@ -17,5 +18,6 @@ pub mod query;
 pub mod report;
 mod shares;
 pub mod state;
+pub mod suppress;
 #[cfg(test)]
 pub mod testing;

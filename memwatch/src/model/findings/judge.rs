@@ -1,6 +1,8 @@
 //! The rule: is this a leak? `docs/findings.md` tells it in words, and how often it is wrong.
 
-use super::trend::{Slope, Steps, chance, floors, slope, tau};
+use memwatch_common::hist::size_bucket_below;
+
+use super::trend::{Slope, Steps, chance, falls, floors, slope, tau};
 use crate::model::history::{SURVIVOR_SECONDS, Series};
 
 /// The first part of a watch is left out: programs fill their tables when they start.
@@ -14,6 +16,10 @@ const LARGE_BYTES: f64 = 1024.0 * 1024.0;
 const MOST_CHANCE: f64 = 0.001;
 /// Windows, of the nine steps between them, that have to go up.
 const LEAST_RISING: usize = 7;
+/// The same for what is kept in portions, which leaves some windows as they were.
+const LEAST_PORTIONS: usize = 5;
+/// Of what is kept in portions hardly anything is freed again.
+const MOST_FALLS: f64 = 0.05;
 /// The last third has to add at least this part of an average third.
 const LEAST_LATE: f64 = 0.5;
 /// Growth that would come to an end within this many more watches levels off.
@@ -35,10 +41,13 @@ pub enum Judgement {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Growth {
     pub by: Evidence,
-    pub bytes_per_second: f64,
-    pub range: Slope,
+    /// Never more than it is; what findings are ordered by.
+    pub least_bytes_per_second: f64,
+    /// None where only blocks could be counted, and they are of several sizes.
+    pub bytes_per_second: Option<f64>,
+    pub range: Option<Slope>,
     pub blocks_per_second: f64,
-    pub bytes: f64,
+    pub bytes: Option<f64>,
     pub blocks: f64,
     /// 1 minus the chance that no growth at all would look like this.
     pub confidence: f64,
@@ -56,7 +65,31 @@ pub enum Evidence {
     Survivors { seconds: f64 },
 }
 
-pub fn judge(series: &Series) -> Judgement {
+/// The sizes that the blocks of a place have.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sizes {
+    /// None is smaller.
+    pub least: u64,
+    /// All are about of this size; none when they differ.
+    pub mean: Option<f64>,
+}
+
+impl Sizes {
+    /// From the numbers of allocations in each bucket of sizes, and what they have in bytes.
+    pub fn of(buckets: &[u64], alloc_bytes: u64) -> Self {
+        let filled = || buckets.iter().enumerate().filter(|(_, objects)| **objects > 0);
+        let least = filled()
+            .next()
+            .and_then(|(bucket, _)| size_bucket_below(bucket.checked_sub(1)?));
+        let objects: u64 = buckets.iter().sum();
+        Self {
+            least: least.unwrap_or(0),
+            mean: (filled().count() == 1).then(|| alloc_bytes as f64 / objects as f64),
+        }
+    }
+}
+
+pub fn judge(series: &Series, sizes: Sizes) -> Judgement {
     let from = warm(series);
     let seconds = &series.seconds[from..];
     let by_floor = trend(&series.inuse_bytes[from..]);
@@ -64,7 +97,7 @@ pub fn judge(series: &Series) -> Judgement {
         Trend::Grows(found) => growth_of_bytes(series, from, found),
         _ => None,
     };
-    let found = found.or_else(|| by_survivors(series, &by_floor));
+    let found = found.or_else(|| by_survivors(series, &by_floor, sizes));
     match (found, by_floor) {
         (Some(growth), _) => Judgement::Leak(growth),
         (None, Trend::TooShort) => Judgement::TooShort,
@@ -106,7 +139,10 @@ fn trend(values: &[f64]) -> Trend {
     let by_chance = chance(steps.t());
     let rises = by_chance <= MOST_CHANCE && steps.rising() >= LEAST_RISING;
     // A floor that never falls and goes up in each third: kept in portions, as by a job that runs now and then.
-    let in_portions = steps.never_falls() && thirds.iter().all(|third| *third > 0.0);
+    let in_portions = steps.never_falls()
+        && steps.rising() >= LEAST_PORTIONS
+        && thirds.iter().all(|third| *third > 0.0)
+        && falls(values) <= MOST_FALLS;
     let late = thirds[2] / (steps.total() / 3.0);
     let ends = steps.watches_until_level().is_some_and(|more| more < SOON_LEVEL);
     if late < LEAST_LATE || ends {
@@ -137,10 +173,11 @@ fn growth_of_bytes(series: &Series, from: usize, found: &Found) -> Option<Growth
     let range = slope(&at, &found.floors);
     Some(Growth {
         by: Evidence::Floor,
-        bytes_per_second: found.steps.mean() / window,
-        range,
+        least_bytes_per_second: found.steps.mean() / window,
+        bytes_per_second: Some(found.steps.mean() / window),
+        range: Some(range),
         blocks_per_second: blocks / (window * (at.len() - 1) as f64),
-        bytes,
+        bytes: Some(bytes),
         blocks,
         confidence: found.confidence,
         tau: tau(&series.inuse_bytes[from..]),
@@ -150,7 +187,7 @@ fn growth_of_bytes(series: &Series, from: usize, found: &Found) -> Option<Growth
 }
 
 /// Leaked blocks among many that come and go: too few to raise the floor, but they grow old and the others do not.
-fn by_survivors(series: &Series, by_floor: &Trend) -> Option<Growth> {
+fn by_survivors(series: &Series, by_floor: &Trend, sizes: Sizes) -> Option<Growth> {
     let all = series.survivors.as_ref()?;
     let span = series.span();
     let which = SURVIVOR_SECONDS
@@ -167,28 +204,28 @@ fn by_survivors(series: &Series, by_floor: &Trend) -> Option<Growth> {
     if matches!(by_floor, Trend::Levels) && levels_at_end(series) {
         return None;
     }
-    let (bytes, objects) = (series.inuse_bytes.last()?, series.inuse_objects.last()?);
-    let size = if *objects > 0.0 { bytes / objects } else { 0.0 };
     let blocks = found.steps.total();
-    if !matters(blocks * size, blocks) {
+    let window = window_seconds(&series.seconds[from..]);
+    let blocks_per_second = found.steps.mean() / window;
+    if !matters(blocks * sizes.least as f64, blocks) {
         return None;
     }
-    let window = window_seconds(&series.seconds[from..]);
+    let size = sizes.mean;
     let at: Vec<f64> = (0..found.floors.len())
         .map(|index| index as f64 * window)
         .collect();
     let range = slope(&at, &found.floors);
-    let blocks_per_second = found.steps.mean() / window;
     Some(Growth {
         by: Evidence::Survivors { seconds: age },
-        bytes_per_second: blocks_per_second * size,
-        range: Slope {
+        least_bytes_per_second: blocks_per_second * sizes.least as f64,
+        bytes_per_second: size.map(|size| blocks_per_second * size),
+        range: size.map(|size| Slope {
             low: range.low * size,
             middle: range.middle * size,
             high: range.high * size,
-        },
+        }),
         blocks_per_second,
-        bytes: blocks * size,
+        bytes: size.map(|size| blocks * size),
         blocks,
         confidence: found.confidence,
         tau: tau(&all[which][from..]),

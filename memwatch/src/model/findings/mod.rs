@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-pub use self::judge::{Evidence, Growth, Judgement, judge};
+pub use self::judge::{Evidence, Growth, Judgement, Sizes, judge};
 use super::counts::SiteId;
 use super::history::{History, Series};
 use super::report::Age;
+use crate::format::ByteFormat;
 
 /// Findings shown at most; the worst come first, and more would not be read.
 pub const MOST_FINDINGS: usize = 20;
@@ -26,11 +27,34 @@ pub struct Group {
     pub key: String,
     pub pid: Option<u32>,
     pub domain: String,
-    pub sites: Vec<SiteId>,
+    pub sites: Vec<Member>,
     /// Of freed blocks, by how long they lived.
     pub lifetimes: Vec<Age>,
     /// Of live blocks; none when not counted.
     pub ages: Option<Vec<Age>>,
+}
+
+/// One site of a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    pub id: SiteId,
+    pub sizes: Sizes,
+}
+
+impl Group {
+    fn ids(&self) -> Vec<SiteId> {
+        self.sites.iter().map(|site| site.id).collect()
+    }
+
+    fn sizes(&self) -> Sizes {
+        match self.sites.as_slice() {
+            [one] => one.sizes,
+            several => Sizes {
+                least: several.iter().map(|site| site.sizes.least).min().unwrap_or(0),
+                mean: None,
+            },
+        }
+    }
 }
 
 /// A finding before it points to the row of a report.
@@ -102,8 +126,8 @@ pub fn find(history: &History, groups: &[Group]) -> Findings {
     let mut all = Findings::default();
     let whole = history.series(&history.sites().copied().collect::<Vec<_>>());
     for group in groups {
-        let series = history.series(&group.sites);
-        let judgement = judge(&series);
+        let series = history.series(&group.ids());
+        let judgement = judge(&series, group.sizes());
         match &judgement {
             Judgement::TooShort => all.too_short = true,
             Judgement::Levels => all.levelled += 1,
@@ -129,35 +153,51 @@ pub fn find(history: &History, groups: &[Group]) -> Findings {
 /// The line as a whole, or else each of its stacks for itself: one caller may leak through a function that others
 /// use well.
 fn leaks(history: &History, group: &Group, series: &Series, judgement: Judgement) -> Vec<Found> {
-    if let Judgement::Leak(growth) = judgement {
-        let mut sites = group.sites.clone();
-        let grown = |site: &SiteId| {
-            let bytes = history.series(&[*site]).inuse_bytes;
-            let late = bytes.last().copied().unwrap_or(0.0);
-            late - bytes.get(bytes.len() / 4).copied().unwrap_or(0.0)
-        };
-        if sites.len() > 1 {
-            let mut by_growth: Vec<(f64, SiteId)> = sites.iter().map(|site| (grown(site), *site)).collect();
-            by_growth.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            sites = by_growth.into_iter().map(|(_, site)| site).collect();
+    match judgement {
+        // Survivors cannot tell whose they are, so the stacks are asked first.
+        Judgement::Leak(growth) if growth.by == Evidence::Floor => {
+            vec![leak(group, by_growth(history, group), &growth, series)]
         }
-        return vec![leak(group, sites, &growth, series)];
+        Judgement::Leak(growth) => {
+            let alone = leaks_of_stacks(history, group);
+            if alone.is_empty() {
+                vec![leak(group, by_growth(history, group), &growth, series)]
+            } else {
+                alone
+            }
+        }
+        _ => leaks_of_stacks(history, group),
     }
+}
+
+fn leaks_of_stacks(history: &History, group: &Group) -> Vec<Found> {
     if group.sites.len() < 2 {
         return Vec::new();
     }
-    let alone = group.sites.iter().filter_map(|site| {
-        let series = history.series(&[*site]);
-        match judge(&series) {
-            Judgement::Leak(growth) => Some(leak(group, vec![*site], &growth, &series)),
+    let leaks = group.sites.iter().filter_map(|site| {
+        let series = history.series(&[site.id]);
+        match judge(&series, site.sizes) {
+            Judgement::Leak(growth) => Some(leak(group, vec![site.id], &growth, &series)),
             _ => None,
         }
     });
-    alone.collect()
+    leaks.collect()
+}
+
+/// The sites of a group, the one that grew most first.
+fn by_growth(history: &History, group: &Group) -> Vec<SiteId> {
+    let grown = |site: SiteId| {
+        let bytes = history.series(&[site]).inuse_bytes;
+        let at = |index: usize| bytes.get(index).copied().unwrap_or(0.0);
+        at(bytes.len().saturating_sub(1)) - at(bytes.len() / 4)
+    };
+    let mut sites: Vec<(f64, SiteId)> = group.ids().into_iter().map(|site| (grown(site), site)).collect();
+    sites.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    sites.into_iter().map(|(_, site)| site).collect()
 }
 
 fn leak(group: &Group, sites: Vec<SiteId>, growth: &Growth, series: &Series) -> Found {
-    let per_hour = growth.bytes_per_second * 3600.0;
+    let per_hour = growth.least_bytes_per_second * 3600.0;
     let severity = if per_hour >= HIGH_BYTES_PER_HOUR {
         Severity::High
     } else {
@@ -174,12 +214,22 @@ fn leak(group: &Group, sites: Vec<SiteId>, growth: &Growth, series: &Series) -> 
     evidence.extend([
         ("by".to_owned(), json!(how)),
         ("bytes_per_second".to_owned(), json!(growth.bytes_per_second)),
-        ("bytes_per_second_low".to_owned(), json!(growth.range.low)),
-        ("bytes_per_second_high".to_owned(), json!(growth.range.high)),
+        (
+            "bytes_per_second_least".to_owned(),
+            json!(growth.least_bytes_per_second),
+        ),
+        (
+            "bytes_per_second_low".to_owned(),
+            json!(growth.range.map(|range| range.low)),
+        ),
+        (
+            "bytes_per_second_high".to_owned(),
+            json!(growth.range.map(|range| range.high)),
+        ),
         ("blocks_per_second".to_owned(), json!(growth.blocks_per_second)),
         (
             "bytes_per_day".to_owned(),
-            json!(growth.bytes_per_second * 86_400.0),
+            json!(growth.bytes_per_second.map(|bytes| bytes * 86_400.0)),
         ),
         ("grown_bytes".to_owned(), json!(growth.bytes)),
         ("grown_blocks".to_owned(), json!(growth.blocks)),
@@ -192,15 +242,33 @@ fn leak(group: &Group, sites: Vec<SiteId>, growth: &Growth, series: &Series) -> 
     Found {
         kind: Kind::Growth,
         severity,
-        title: format!(
-            "{} grows by {}/s without an end",
-            group.key,
-            crate::format::ByteFormat::default().size(growth.bytes_per_second.round() as u64)
-        ),
+        title: leak_title(group, growth),
         key: group.key.clone(),
-        weight: growth.bytes_per_second,
+        weight: growth.least_bytes_per_second,
         evidence,
         sites,
+    }
+}
+
+fn leak_title(group: &Group, growth: &Growth) -> String {
+    let bytes = ByteFormat::default();
+    let key = &group.key;
+    match growth.bytes_per_second {
+        Some(rate) if rate >= 10.0 => format!("{key} grows by {}/s without an end", bytes.size(rate as u64)),
+        Some(rate) => format!(
+            "{key} grows by {}/h without an end",
+            bytes.size((rate * 3600.0) as u64)
+        ),
+        None if growth.blocks_per_second >= 1.0 => {
+            format!(
+                "{key} keeps {:.0} blocks of every second",
+                growth.blocks_per_second
+            )
+        }
+        None => format!(
+            "{key} keeps {:.0} blocks of every hour",
+            growth.blocks_per_second * 3600.0
+        ),
     }
 }
 
@@ -215,5 +283,18 @@ fn common(group: &Group, series: &Series) -> BTreeMap<String, Value> {
         ("inuse_bytes".to_owned(), last(&series.inuse_bytes)),
         ("inuse_objects".to_owned(), last(&series.inuse_objects)),
         ("watched_seconds".to_owned(), json!(series.span())),
+        ("series".to_owned(), numbers(series)),
     ])
+}
+
+/// The numbers themselves, to be drawn.
+fn numbers(series: &Series) -> Value {
+    let whole = |values: &[f64]| values.iter().map(|value| *value as u64).collect::<Vec<u64>>();
+    // Older than the least of the ages.
+    let survivors = series.survivors.as_ref().map(|all| whole(&all[0]));
+    json!({
+        "seconds": series.seconds.iter().map(|at| (at * 10.0).round() / 10.0).collect::<Vec<f64>>(),
+        "inuse_bytes": whole(&series.inuse_bytes),
+        "survivors": survivors,
+    })
 }

@@ -59,7 +59,7 @@ fn found(
         key: group.key.clone(),
         weight,
         evidence: all,
-        sites: group.sites.clone(),
+        sites: group.ids(),
     }
 }
 
@@ -140,13 +140,13 @@ fn older_than(ages: &[Age], seconds: f64) -> Option<Old> {
 fn jump(group: &Group, series: &Series, whole: &Series) -> Option<Found> {
     let floors = floors(&series.inuse_bytes)?;
     let steps = Steps::of(&floors);
-    let (place, bytes) = steps.largest();
+    // The first is the start, which is when programs fill their tables.
+    let (place, bytes, total) = steps.largest();
     let least = LEAST_JUMP_BYTES.max(last(&whole.inuse_bytes) * LEAST_JUMP_PART);
     let stays = floors[place + 1..]
         .iter()
         .all(|floor| *floor >= floors[place] + bytes * SUDDEN);
-    // Not at the start, which is when programs fill their tables.
-    if place == 0 || bytes < least || bytes < steps.total() * SUDDEN || !stays {
+    if bytes < least || bytes < total * SUDDEN || !stays {
         return None;
     }
     let window = series.span() / floors.len() as f64;

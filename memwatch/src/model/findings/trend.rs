@@ -65,15 +65,16 @@ impl Steps {
         mean / error
     }
 
-    /// The largest step and its place.
-    pub fn largest(&self) -> (usize, f64) {
-        let mut largest = (0, f64::NEG_INFINITY);
-        for (index, step) in self.steps.iter().enumerate() {
+    /// The largest step but for the first, its place, and all of them but the first together.
+    pub fn largest(&self) -> (usize, f64, f64) {
+        let (mut largest, mut total) = ((1, f64::NEG_INFINITY), 0.0);
+        for (index, step) in self.steps.iter().enumerate().skip(1) {
+            total += step;
             if *step > largest.1 {
                 largest = (index, *step);
             }
         }
-        largest
+        (largest.0, largest.1, total)
     }
 
     /// In how many further watches of this length growth comes to an end if the steps go on getting smaller as they
@@ -100,6 +101,16 @@ impl Steps {
         let zero_at = middle - self.mean() / slope;
         Some((zero_at - (count - 1.0)) / count)
     }
+}
+
+/// How much of what values gained on their way they lost again: 0 when they never fall.
+pub fn falls(values: &[f64]) -> f64 {
+    let (mut up, mut down) = (0.0, 0.0);
+    for pair in values.windows(2) {
+        let step = pair[1] - pair[0];
+        if step > 0.0 { up += step } else { down -= step }
+    }
+    if up > 0.0 { down / up } else { 0.0 }
 }
 
 /// Standard errors from which on a bend is none of chance: one in a hundred.

@@ -64,9 +64,9 @@ fn times(heap: &mut Heap, per_second: f64, mut work: impl FnMut(&mut Heap)) {
 
 /// 500 MB in use, all of it gone within two seconds.
 pub fn churn(heap: &mut Heap) {
-    times(heap, 8000.0, |heap| {
+    times(heap, 2000.0, |heap| {
         let life = heap.between(0.05, 2.0);
-        heap.allocate(64 * KIB, life);
+        heap.allocate(256 * KIB, life);
     });
 }
 

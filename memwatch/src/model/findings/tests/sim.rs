@@ -5,7 +5,7 @@ use memwatch_common::{Domain, SiteKey, SiteTotals};
 
 use super::programs::Program;
 use crate::collect::sample::{AGE_EDGES_SECONDS, LiveScan, SiteAges};
-use crate::model::findings::Group;
+use crate::model::findings::{Group, Member, Sizes};
 use crate::model::history::History;
 use crate::model::report::Age;
 use crate::model::state::Model;
@@ -196,7 +196,10 @@ pub fn watch_lines(lines: &[fn(&mut Heap)], seconds: u64, seed: u64) -> (History
         key: format!("program.c:{}", line + 1),
         pid: Some(100),
         domain: "native".to_owned(),
-        sites: vec![crate::model::state::site_id(&site(line)).unwrap()],
+        sites: vec![Member {
+            id: crate::model::state::site_id(&site(line)).unwrap(),
+            sizes: Sizes::of(&heap.totals.sizes, heap.totals.alloc_bytes),
+        }],
         lifetimes: heap.lifetime_list(),
         ages: Some(heap.age_list()),
     });
