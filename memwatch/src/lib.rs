@@ -9,6 +9,7 @@ pub mod model;
 mod pipe;
 pub mod probe;
 pub mod screen;
+pub mod store;
 pub mod symbolize;
 pub mod target;
 pub mod tui;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use memwatch_common::counter::Effect;
 
 use super::{
     error::{ExitCode, Failure},
@@ -20,12 +21,17 @@ use crate::{
     export::{html, leaks, weight::Weight},
     model::{
         assemble::Meta,
-        history::History,
+        counts::Counts,
+        group::QueryError,
+        health::Notice,
+        history::{History, MOST_MOMENTS},
         leaks::{self as model_leaks, LeakReport, Sources, Suppressed},
+        query::Query,
         report::{Kind, Report},
-        state::{Baseline, Model},
+        state::{Baseline, Model, replay::tells_age},
         suppress::Suppressions,
     },
+    store,
     symbolize::names::StackNames,
     watch::{Watch, start},
 };
@@ -59,6 +65,7 @@ struct Seen<'a> {
     model: &'a Model,
     names: &'a mut dyn StackNames,
     meta: &'a Meta,
+    query: &'a Query,
     history: &'a History,
     suppressions: &'a Suppressions,
 }
@@ -71,7 +78,99 @@ fn run_with(
     // What cannot be read or written is found before anything is probed.
     let suppressions = suppressions(source.suppressions.as_deref())?;
     let output = Output::open(&resolved.output.destination)?;
-    watched(resolved, &suppressions, output, write)
+    match &source.file {
+        Some(path) => recorded(resolved, path, &suppressions, output, write),
+        None => watched(resolved, &suppressions, output, write),
+    }
+}
+
+fn recorded(
+    resolved: &Resolved,
+    path: &Path,
+    suppressions: &Suppressions,
+    output: Output,
+    write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
+) -> Result<ExitCode> {
+    let whose = || format!("cannot read `{}`", path.display());
+    let mut recording = store::open(path).with_context(whose)?;
+    let history = history_of(&mut recording).with_context(whose)?;
+    let first = recording.ticks().first().copied();
+    let note = ending_note(recording.ending());
+    let (min_size, max_size) = (recording.header().min_size, recording.header().max_size);
+    // What was not recorded cannot be shown.
+    let query = Query {
+        min_size,
+        max_size,
+        ..resolved.query.clone()
+    };
+    if query.older_than.is_some_and(|age| !tells_age(age)) {
+        return Err(controller::usage(QueryError::AgeNotRecorded));
+    }
+    let moment = recording.last().with_context(whose)?;
+    moment.model.count_older_than(query.older_than);
+    let mut meta = moment.meta.clone();
+    meta.kind = kind(resolved);
+    meta.notices.extend(note);
+    let last_bytes = inuse_bytes(moment.model);
+    let (bytes, suppressed) = write(&mut Seen {
+        model: moment.model,
+        names: moment.names,
+        meta: &meta,
+        query: &query,
+        history: &history,
+        suppressions,
+    })?;
+    print(output, &bytes)?;
+    let (at_start, within) = first.map_or((0, Duration::ZERO), |first| {
+        let last = history
+            .moments()
+            .last()
+            .map_or(first.at_ns, |moment| moment.at_ns);
+        (
+            first.inuse_bytes,
+            Duration::from_nanos(last.saturating_sub(first.at_ns)),
+        )
+    });
+    let grown = last_bytes
+        .saturating_sub(at_start)
+        .saturating_sub(accepted(&suppressed));
+    controller::verdict(grown, within, resolved)
+}
+
+/// No more of a long recording than a history keeps.
+fn history_of(recording: &mut store::Recording) -> Result<History, store::StoreError> {
+    let ticks = recording.ticks().len();
+    let every = ticks.div_ceil(MOST_MOMENTS).max(1);
+    let mut history = History::new();
+    for index in (0..ticks).filter(|index| (ticks - 1 - index) % every == 0) {
+        history.take(recording.at(index)?.model);
+    }
+    Ok(history)
+}
+
+fn ending_note(ending: store::Ending) -> Option<Notice> {
+    let text = match ending {
+        store::Ending::Complete => return None,
+        store::Ending::Unfinished => "the recording was not ended: what came later is not in it",
+        store::Ending::Cut { .. } => "the recording was cut off: what came after its last whole tick is lost",
+        store::Ending::Damaged => "the recording is damaged: what came after its last good tick is lost",
+    };
+    // Up to there the totals are exact.
+    Some(Notice {
+        text: text.to_owned(),
+        effect: Effect::Stacks,
+    })
+}
+
+fn inuse_bytes(model: &Model) -> u64 {
+    model
+        .sites()
+        .map(|(_, site)| Counts::from(&site.totals).inuse_bytes())
+        .sum()
+}
+
+fn accepted(suppressed: &[Suppressed]) -> u64 {
+    suppressed.iter().map(|suppressed| suppressed.inuse_bytes).sum()
 }
 
 fn watched(
@@ -99,7 +198,7 @@ fn watched(
         anyhow::Ok((watch, at_start))
     })?;
     let within = began.elapsed();
-    let (bytes, suppressed) = from_watch(&mut watch, &history, suppressions, kind(resolved), write)?;
+    let (bytes, suppressed) = from_watch(&mut watch, &history, suppressions, resolved, write)?;
     print(output, &bytes)?;
     let accepted: u64 = suppressed.iter().map(|suppressed| suppressed.inuse_bytes).sum();
     let grown = watch
@@ -113,14 +212,15 @@ fn from_watch(
     watch: &mut Watch,
     history: &History,
     suppressions: &Suppressions,
-    kind: Kind,
+    resolved: &Resolved,
     write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
 ) -> Result<(Vec<u8>, Vec<Suppressed>)> {
-    let (model, names, meta) = watch.sources(kind);
+    let (model, names, meta) = watch.sources(kind(resolved));
     write(&mut Seen {
         model,
         names,
         meta,
+        query: &resolved.query,
         history,
         suppressions,
     })
@@ -167,7 +267,7 @@ fn baseline(seen: &Seen<'_>, source: &SourceSpec) -> Baseline {
 
 fn report(resolved: &Resolved, spec: &ReportSpec, seen: &mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)> {
     let sources = Sources {
-        query: &resolved.query,
+        query: seen.query,
         history: seen.history,
         baseline: &baseline(seen, &spec.source),
         suppressions: seen.suppressions,
@@ -199,7 +299,7 @@ fn export(resolved: &Resolved, spec: &ExportSpec, seen: &mut Seen<'_>) -> Result
     let now_ns = seen.model.at_ns();
     let (mut report, mut ids) = model_leaks::stacks(
         seen.model,
-        &resolved.query,
+        seen.query,
         seen.names,
         baseline.as_ref(),
         now_ns,

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use memwatch_common::{Domain, ProcessState};
 
+use serde::{Deserialize, Serialize};
+
 use super::counts::Counts;
 use super::report::{Container, Inherited, Pod, Runtime, Totals};
 
@@ -12,7 +14,8 @@ use super::report::{Container, Inherited, Pod, Runtime, Totals};
 pub const MAX_ENDED: usize = 1024;
 
 /// What `/proc` and the container runtime tell of a process; found out by the controller.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ProcessFacts {
     pub ppid: Option<u32>,
     /// RFC 3339.
@@ -183,6 +186,26 @@ impl Processes {
                 .entry(instance)
                 .and_modify(|entry| entry.exited = !entry.replaced);
         }
+    }
+
+    /// Puts in place what was saved of an instance; how much it allocated comes from its sites.
+    pub fn restore(&mut self, number: u32, saved: Instance) {
+        let ended = saved.ended();
+        if let Some(entry) = self.entry(number) {
+            let counts = entry.counts;
+            *entry = Instance { counts, ..saved };
+            if ended && !self.ended.iter().any(|(_, instance)| *instance == number) {
+                self.ended.insert((self.next_end, number));
+                self.next_end += 1;
+            }
+        }
+    }
+
+    /// Takes an instance out for good.
+    pub fn remove(&mut self, instance: u32) {
+        self.instances.remove(&instance);
+        self.ended.retain(|(_, ended)| *ended != instance);
+        self.forgotten.insert(instance);
     }
 
     /// False when there is no such instance.

@@ -441,6 +441,9 @@ fn measure(row: &Row, sort: SortBy) -> f64 {
         SortBy::AllocObjects => row.alloc_objects as f64,
         SortBy::Growth => row.growth_bytes_per_second.unwrap_or(f64::NEG_INFINITY),
         SortBy::Age => row.oldest_seconds.unwrap_or(f64::NEG_INFINITY),
+        SortBy::Difference => row
+            .delta
+            .map_or(f64::NEG_INFINITY, |delta| delta.inuse_bytes.unsigned_abs() as f64),
     }
 }
 

@@ -2,6 +2,9 @@
 
 pub mod evidence;
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
 use super::document::{self, Part};
 use super::name;
 use crate::format::{self, ByteFormat};
@@ -91,23 +94,32 @@ pub fn verdict(leaks: &LeakReport) -> String {
         [] if leaks.too_short => {
             "Watched too shortly to tell a leak from anything else: 23 ticks are the least.".to_owned()
         }
-        [] => "No place grows without an end.".to_owned(),
-        [one] => format!("One place grows without an end: {}.", name::clean(&one.title)),
+        [] => "No leak was found: no place grows without an end.".to_owned(),
+        [one] => format!("One leak: {}.", name::clean(&one.title)),
         [first, ..] => format!(
-            "{} places grow without an end; first: {}.",
+            "{} leaks; the first: {}.",
             leaking.len(),
             name::clean(&first.title)
         ),
     };
-    let others = findings.len() - leaking.len();
-    if others > 0 {
-        text.push_str(&format!(" {others} other things are worth a look."));
+    match findings.len() - leaking.len() {
+        0 => {}
+        1 => text.push_str(" One other thing is worth a look."),
+        others => {
+            let _ = write!(text, " {others} other things are worth a look.");
+        }
     }
     if leaks.levelled_off > 0 {
-        text.push_str(&format!(
-            " {} grew and levelled off (caches, start-up) and are not named.",
+        let places = if leaks.levelled_off == 1 {
+            "place"
+        } else {
+            "places"
+        };
+        let _ = write!(
+            text,
+            " Not named: {} {places} that grew and levelled off, as caches do.",
             leaks.levelled_off
-        ));
+        );
     }
     if !leaks.report.health.complete {
         text.push_str(" The numbers are not complete, see below.");
@@ -240,7 +252,7 @@ fn stack(row: &Row, options: &LeakOptions) -> Vec<String> {
 
 /// By line, as tracemalloc users know it.
 fn holders(report: &Report, options: &LeakOptions) -> Part {
-    let mut lines: std::collections::BTreeMap<String, [u64; 4]> = std::collections::BTreeMap::new();
+    let mut lines: BTreeMap<String, [u64; 4]> = BTreeMap::new();
     for row in &report.rows {
         let line = crate::model::leaks::line_of(row);
         let sums = lines.entry(line).or_default();

@@ -49,7 +49,7 @@ pub(crate) fn leaky() -> LeakReport {
         finding(
             "growth",
             "high",
-            "app/cache.py:88 grows by 4.1 MiB/s without an end",
+            "app/cache.py:88 grows by 4.1 MiB/s",
             0,
             json!({"by": "the least in use of each tenth of the watch", "bytes_per_second": 4_299_161.6,
                 "bytes_per_second_low": 4_100_000.0, "bytes_per_second_high": 4_400_000.0, "bytes_per_day": 371_447_000_000.0_f64,

@@ -254,11 +254,8 @@ fn leak_title(group: &Group, growth: &Growth) -> String {
     let bytes = ByteFormat::default();
     let key = &group.key;
     match growth.bytes_per_second {
-        Some(rate) if rate >= 10.0 => format!("{key} grows by {}/s without an end", bytes.size(rate as u64)),
-        Some(rate) => format!(
-            "{key} grows by {}/h without an end",
-            bytes.size((rate * 3600.0) as u64)
-        ),
+        Some(rate) if rate >= 10.0 => format!("{key} grows by {}/s", bytes.size(rate as u64)),
+        Some(rate) => format!("{key} grows by {}/h", bytes.size((rate * 3600.0) as u64)),
         None if growth.blocks_per_second >= 1.0 => {
             format!(
                 "{key} keeps {:.0} blocks of every second",
