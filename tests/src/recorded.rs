@@ -32,6 +32,8 @@ struct Place {
     stack: NamedStack,
     allocated: fn(u64) -> u64,
     freed: fn(u64) -> u64,
+    /// Seconds that blocks live that are freed.
+    life: u64,
     /// Blocks older than ten seconds.
     old: fn(u64) -> u64,
 }
@@ -43,7 +45,10 @@ fn native(function: &str, file: &str, line: u32, module: &str, address: u64) -> 
         file: (!file.is_empty()).then(|| file.to_owned()),
         line: (line > 0).then_some(line),
         module: Some(module.to_owned()),
-        build_id: Some(format!("{:040x}", module.len() as u64 * 0x9e37_79b9_7f4a_7c15)),
+        build_id: Some(format!(
+            "{:040x}",
+            (module.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        )),
         address: Some(address),
         ..Frame::default()
     }
@@ -87,7 +92,7 @@ fn places() -> Vec<Place> {
     let inlined = Frame {
         inlined: true,
         ..native(
-            "make_unique<Context, int>",
+            "std::make_unique<Context, int>",
             "/usr/include/c++/12/bits/unique_ptr.h",
             1065,
             SERVER,
@@ -106,6 +111,7 @@ fn places() -> Vec<Place> {
                 0x5000,
             )]),
             allocated: |second| second * 100,
+            life: 1,
             freed: |_| 0,
             old: |second| second.saturating_sub(10) * 100,
         },
@@ -125,6 +131,7 @@ fn places() -> Vec<Place> {
             ]),
             allocated: |second| second * 8000,
             // Half a gigabyte, more or less, and never old.
+            life: 1,
             freed: |second| (second * 8000).saturating_sub(7600 + (second * 7919) % 900),
             old: |_| 0,
         },
@@ -142,6 +149,7 @@ fn places() -> Vec<Place> {
                 native("Server::lookup(Key)", "src/server.cc", 204, SERVER, 0x5300),
             ]),
             allocated: |second| second * 400,
+            life: 30,
             freed: |second| (second * 400).saturating_sub(12_000),
             old: |second| (second.saturating_sub(10) * 400).min(8000),
         },
@@ -153,6 +161,7 @@ fn places() -> Vec<Place> {
                 ..stack(vec![native("load_tables", "src/tables.cc", 9, SERVER, 0x7000)])
             },
             allocated: |second| second.min(3) * 2000,
+            life: 1,
             freed: |_| 0,
             old: |second| second.saturating_sub(10).min(3) * 2000,
         },
@@ -171,6 +180,7 @@ fn places() -> Vec<Place> {
                 python("handle", "app/main.py", 12),
             ]),
             allocated: |second| second * 3000,
+            life: 1,
             freed: |second| (second * 3000).saturating_sub(4000 + (second * 31) % 500),
             old: |_| 0,
         },
@@ -182,6 +192,7 @@ fn places() -> Vec<Place> {
                 ..NamedStack::default()
             },
             allocated: |_| 40,
+            life: 1,
             freed: |_| 15,
             old: |second| if second > 10 { 25 } else { 0 },
         },
@@ -206,7 +217,7 @@ fn totals(place: &Place, second: u64) -> SiteTotals {
         ..SiteTotals::ZERO
     };
     totals.sizes[size_bucket(place.size)] = allocated;
-    totals.lifetimes[lifetime_bucket(SECOND / 2)] = freed;
+    totals.lifetimes[lifetime_bucket(place.life * SECOND)] = freed;
     totals
 }
 

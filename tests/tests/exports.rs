@@ -129,7 +129,7 @@ fn go_tool_pprof_reads_every_sample_type_and_agrees_with_the_json() {
         assert_eq!(total(&top), expected, "{name}: {top}");
         assert!(errors.is_empty(), "{errors}");
     }
-    let (top, _) = need!(pprof(&go, home, &["-top", "-lines", profile]));
+    let (top, _) = need!(pprof(&go, home, &["-top", "-lines", "-nodefraction=0", profile]));
     assert!(
         top.contains("Type: inuse_space"),
         "in use is what is shown by default: {top}"

@@ -142,7 +142,7 @@ fn history_of(recording: &mut store::Recording) -> Result<History, store::StoreE
     let ticks = recording.ticks().len();
     let every = ticks.div_ceil(MOST_MOMENTS).max(1);
     let mut history = History::new();
-    for index in (0..ticks).filter(|index| (ticks - 1 - index) % every == 0) {
+    for index in (0..ticks).filter(|index| (ticks - 1 - index).is_multiple_of(every)) {
         history.take(recording.at(index)?.model);
     }
     Ok(history)

@@ -53,16 +53,22 @@ fn plain_table(out: &mut String, head: &[&str], rows: &[Vec<String>]) {
         let longest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
         longest.max(head[column].chars().count())
     };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    // Numbers stand under each other, and their head above them.
+    let is_of_numbers = |column: usize| {
+        let mut cells = rows.iter().filter_map(|row| row.get(column));
+        !rows.is_empty() && cells.all(|cell| is_number(cell) || cell == "not known")
+    };
+    let columns: Vec<(usize, bool)> = (0..head.len())
+        .map(|column| (width(column), is_of_numbers(column)))
+        .collect();
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            // Numbers stand under each other.
-            if is_number(cell) {
-                let _ = write!(text, "{cell:>width$}  ");
+        for (cell, (width, right)) in cells.zip(&columns) {
+            let _ = if *right {
+                write!(text, "{cell:>width$}  ")
             } else {
-                let _ = write!(text, "{cell:<width$}  ");
-            }
+                write!(text, "{cell:<width$}  ")
+            };
         }
         let _ = writeln!(out, "{}", text.trim_end());
     };

@@ -12,9 +12,8 @@ pub fn svg(report: &Report, weight: Weight) -> Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title(report, weight);
     options.subtitle = Some(subtitle(report));
-    options.count_name = if weight.is_bytes() { "bytes" } else { "blocks" }.to_owned();
-    // Widths are of what there is now; frames that are gone are in the lines but too narrow to see.
-    options.pretty_xml = false;
+    let unit = if weight.is_bytes() { "bytes" } else { "blocks" };
+    unit.clone_into(&mut options.count_name);
     let mut svg = Vec::new();
     let lines: Vec<&str> = lines.lines().collect();
     if lines.iter().all(|line| line.ends_with(" 0")) {

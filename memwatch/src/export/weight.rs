@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn the_view_chooses_and_sorting_by_blocks_means_blocks() {
         let query = |view, sort| Query {
-            view,
             sort,
+            view,
             ..Query::default()
         };
         let of = |view, sort| Weight::of_query(&query(view, sort));

@@ -334,7 +334,7 @@ mod tests {
         }
         assert!(history.tracks.values().all(|track| track.points.len() == 1));
         let series = history.series(&only_site(&history));
-        assert!(series.inuse_bytes[1..].iter().all(|bytes| *bytes == 10.0));
+        assert!(series.inuse_bytes[1..].iter().all(|bytes| *bytes as u64 == 10));
     }
 
     #[test]

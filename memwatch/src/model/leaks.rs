@@ -124,21 +124,15 @@ pub fn suppress(report: &mut Report, ids: &mut Vec<SiteId>, suppressions: &Suppr
     let mut sites = ids.iter();
     report.rows.retain(|row| {
         let site = sites.next();
-        match suppressions
-            .find(&row.frames)
-            .and_then(|index| all.get_mut(index))
-        {
-            Some(sum) => {
-                sum.stacks += 1;
-                sum.inuse_bytes += row.inuse_bytes;
-                sum.inuse_objects += row.inuse_objects;
-                false
-            }
-            None => {
-                kept.extend(site);
-                true
-            }
-        }
+        let which = suppressions.find(&row.frames);
+        let Some(sum) = which.and_then(|index| all.get_mut(index)) else {
+            kept.extend(site);
+            return true;
+        };
+        sum.stacks += 1;
+        sum.inuse_bytes += row.inuse_bytes;
+        sum.inuse_objects += row.inuse_objects;
+        false
     });
     report.total_rows = report.rows.len() as u64;
     *ids = kept;

@@ -44,11 +44,10 @@ pub struct SourceSpec {
 
 pub(super) fn report(mut arguments: ReportArgs) -> Result<Resolved, UsageError> {
     let format = match arguments.watch.output.format.take().as_deref() {
-        None => ReportFormat::Text,
         Some("markdown") => ReportFormat::Markdown,
         Some("json") => ReportFormat::Json,
         Some("html") => ReportFormat::Html,
-        Some(_) => ReportFormat::Text,
+        _ => ReportFormat::Text,
     };
     let limit = arguments.watch.query.limit.take();
     let source = source(arguments.saved, &arguments.watch)?;

@@ -76,7 +76,7 @@ function flameGraph(report, owners) {
     choice([["inuse", "In use"], ["alloc", "Allocated"], ["diff", "Difference"]], "inuse", (view) => { state.view = view; draw(); }),
     choice([["bytes", "Bytes"], ["objects", "Blocks"]], "bytes", (unit) => { state.unit = unit; draw(); }),
     search("Search functions and files", (term) => { state.term = term; draw(); }),
-    el("button", { type: "button", onclick: () => { state.zoom = root; draw(); } }, "Whole"));
+    el("button", { type: "button", onclick: () => { state.zoom = root; draw(); } }, "Show all"));
   draw();
   return el("div", {}, bar, graph, told);
 }

@@ -59,7 +59,7 @@ pub(crate) fn leaky() -> LeakReport {
         finding(
             "churn",
             "info",
-            "src/parse.cc:12: allocates 1167 blocks and 15.0 MiB a second and frees nearly all of them (40% of all allocations, 60% of all bytes)",
+            "src/parse.cc:12 allocates 15.0 MiB in 1167 blocks a second and frees nearly all of them",
             1,
             json!({"bytes_per_second": 15_728_640, "blocks_per_second": 1166.7, "part_of_allocations": 0.4, "part_of_bytes": 0.6,
                 "inuse_bytes": 5_242_880, "inuse_objects": 40, "stacks": 1, "rows": [1]}),

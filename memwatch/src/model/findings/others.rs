@@ -82,7 +82,7 @@ fn outlives(group: &Group, series: &Series) -> Option<Found> {
         return None;
     }
     let title = format!(
-        "{}: {blocks} blocks are older than {:.0} s, where nearly all others are freed within {}",
+        "{} has {blocks} blocks older than {:.0} s, where nearly all others are freed within {}",
         group.key,
         old.seconds,
         crate::format::seconds(usual)
@@ -152,7 +152,7 @@ fn jump(group: &Group, series: &Series, whole: &Series) -> Option<Found> {
     let window = series.span() / floors.len() as f64;
     let at = window * (place + 1) as f64;
     let title = format!(
-        "{}: {} more at about second {at:.0}, and they stayed",
+        "{} took {} more at about second {at:.0} and kept them",
         group.key,
         ByteFormat::default().size(bytes as u64)
     );
@@ -188,12 +188,10 @@ fn churn(group: &Group, series: &Series, whole: &Series) -> Option<Found> {
         return None;
     }
     let title = format!(
-        "{}: allocates {:.0} blocks and {} a second and frees nearly all of them ({:.0}% of all allocations, {:.0}% of all bytes)",
+        "{} allocates {} in {:.0} blocks a second and frees nearly all of them",
         group.key,
-        blocks / span,
         ByteFormat::default().size((bytes / span) as u64),
-        part_blocks * 100.0,
-        part_bytes * 100.0
+        blocks / span
     );
     let evidence = [
         ("blocks_per_second", json!(blocks / span)),

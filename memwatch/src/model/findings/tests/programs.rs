@@ -248,13 +248,13 @@ pub const PROGRAMS: &[Program] = &[
         }
     }),
     healthy("cache that knows its 5000 keys after 20 s", 60, |heap| {
-        coupons(heap, 5000.0, 1000.0)
+        coupons(heap, 5000.0, 1000.0);
     }),
     healthy("cache that knows most of its keys at the end", 60, |heap| {
-        coupons(heap, 20_000.0, 1000.0)
+        coupons(heap, 20_000.0, 1000.0);
     }),
     healthy("cache that still learns keys at the end", 60, |heap| {
-        coupons(heap, 40_000.0, 1000.0)
+        coupons(heap, 40_000.0, 1000.0);
     }),
     healthy("cache that is full after half the watch", 60, filling_cache),
     healthy("cache that is full after two thirds of the watch", 90, |heap| {
