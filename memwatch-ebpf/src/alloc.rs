@@ -105,11 +105,12 @@ pub fn begin(
 ) -> bool {
     let request = request(cookie.function(), registers);
     let in_bounds = request.bytes >= config.min_bytes && request.bytes <= config.max_bytes;
-    if !in_bounds && request.old_address == 0 {
-        return false;
-    }
     let Some(slot) = slot::current() else { return false };
     let sp = registers.stack();
+    if !in_bounds && request.old_address == 0 {
+        slot.note_passed_over(sp);
+        return false;
+    }
     if let Some(dropped) = slot.drop_abandoned(config, sp, cookie) {
         count(Counter::Abandoned);
         restore_old(state.instance, caller.tgid, slot.call(dropped));

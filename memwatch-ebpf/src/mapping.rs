@@ -66,12 +66,7 @@ fn begin(
 ) {
     let Some(slot) = slot::current() else { return };
     count(Counter::MappingCalls);
-    let inside_allocator = slot.depth > 0;
-    let stack = if with_stack && !inside_allocator {
-        walk(config, state, slot)
-    } else {
-        STACK_UNKNOWN
-    };
+    let (inside_allocator, stack) = context(config, state, slot, with_stack);
     let call = &mut slot.mapping;
     call.active = 1;
     call.address = address;
@@ -87,25 +82,44 @@ fn begin(
     call.begin_ns = unsafe { bpf_ktime_get_ns() };
 }
 
+/// Whether an allocator makes the call, and if not, the stack.
 #[inline(always)]
-fn walk(config: &Config, state: &ProcessState, slot: &mut Slot) -> u64 {
+fn context(config: &Config, state: &ProcessState, slot: &mut Slot, with_stack: bool) -> (bool, u64) {
+    if slot.depth > 0 {
+        return (true, STACK_UNKNOWN);
+    }
+    if !with_stack && slot.passed_over_sp == 0 {
+        return (false, STACK_UNKNOWN);
+    }
+    let Some(start) = user_registers() else {
+        count(Counter::StackUnreadable);
+        return (false, STACK_UNKNOWN);
+    };
+    if slot.in_passed_over(start.sp) {
+        (true, STACK_UNKNOWN)
+    } else if with_stack {
+        (false, unwind::walk(config, state, slot, &start))
+    } else {
+        (false, STACK_UNKNOWN)
+    }
+}
+
+/// Where the thread was in user space when it made the system call.
+#[inline(always)]
+fn user_registers() -> Option<unwind::Start> {
     // SAFETY: the helper takes the current task and gives its saved user registers; they are copied with a
     // checked read.
     let registers = unsafe {
         let task = bpf_get_current_task_btf();
         let at = bpf_task_pt_regs(task) as *const pt_regs;
         bpf_probe_read_kernel(at)
-    };
-    let Ok(registers) = registers else {
-        count(Counter::StackUnreadable);
-        return STACK_UNKNOWN;
-    };
-    let start = unwind::Start {
+    }
+    .ok()?;
+    Some(unwind::Start {
         ip: registers.rip,
         sp: registers.rsp,
         fp: registers.rbp,
-    };
-    unwind::walk(config, state, slot, &start)
+    })
 }
 
 /// Sends the call if it did something. `c` is where a remapped piece went, `b` its new size.

@@ -3,7 +3,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_map_type},
-    helpers::{generated::bpf_get_current_task_btf, generated::bpf_task_storage_get},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_task_storage_get},
+    },
 };
 use memwatch_common::{
     Config, Cookie, Counter, LiveValue, Stack,
@@ -71,6 +74,10 @@ pub struct Slot {
     /// The block that this thread gave back last, until it allocates again.
     pub last_freed: u64,
     pub mapping: MappingCall,
+    /// The latest call whose size is out of bounds, so that its return is not seen: its stack pointer at entry (0 for
+    /// none) and where it returns to.
+    pub passed_over_sp: u64,
+    pub passed_over_return: u64,
     pub stack: Stack,
     /// Where the walk is.
     pub frame: Frame,
@@ -151,6 +158,21 @@ impl Slot {
         unsafe { self.calls.get_unchecked_mut(mask::<MASK>(u64::from(index))) }
     }
 
+    /// A call that is not recorded begins: what it maps is the allocator's all the same.
+    #[inline(always)]
+    pub fn note_passed_over(&mut self, sp: u64) {
+        let return_address = read_user(sp);
+        self.passed_over_sp = if return_address == 0 { 0 } else { sp };
+        self.passed_over_return = return_address;
+    }
+
+    /// Whether the thread, now at `sp`, is still inside the call that was passed over: its return address stands where
+    /// it stood. Any call that the same caller makes later has put its own there.
+    #[inline(always)]
+    pub fn in_passed_over(&self, sp: u64) -> bool {
+        self.passed_over_sp > sp && read_user(self.passed_over_sp) == self.passed_over_return
+    }
+
     /// Takes out calls that can no longer return: the stack is back above them. Gives the outermost of them.
     #[inline(always)]
     pub fn drop_abandoned(&mut self, config: &Config, sp: u64, cookie: Cookie) -> Option<u32> {
@@ -212,6 +234,13 @@ impl Slot {
         }
         None
     }
+}
+
+/// The word at this address of the target, 0 when it cannot be read.
+#[inline(always)]
+fn read_user(address: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
 }
 
 /// Whether the thread runs a signal handler on an alternative stack while `below` stands on its ordinary one.

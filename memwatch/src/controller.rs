@@ -94,7 +94,7 @@ impl Pace {
     }
 
     /// Waits for the next tick, acting on events meanwhile. `Some` when the watch is over.
-    async fn tick(&mut self, watch: &mut Watch) -> Result<Option<End>> {
+    pub async fn tick(&mut self, watch: &mut Watch) -> Result<Option<End>> {
         loop {
             match self.next().await? {
                 Wake::Tick => return Ok(self.over().then_some(End::Finished)),

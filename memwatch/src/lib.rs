@@ -8,6 +8,7 @@ pub mod format;
 pub mod model;
 mod pipe;
 pub mod probe;
+pub mod record;
 pub mod screen;
 pub mod store;
 pub mod symbolize;

@@ -231,7 +231,7 @@ fn keys() -> Result<mpsc::UnboundedReceiver<Input>> {
     Ok(receiver)
 }
 
-fn target_name(settings: &Settings) -> String {
+pub fn target_name(settings: &Settings) -> String {
     use crate::target::select::Target;
     match &settings.subject {
         Subject::Running(Target::Pids(pids)) => {

@@ -364,21 +364,26 @@ impl Watch {
         kind: Kind,
         baseline: Option<&Baseline>,
     ) -> Result<Report, QueryError> {
-        let now_ns = self.model.at_ns();
-        self.refresh_meta(kind);
+        self.refresh_meta();
+        self.meta.kind = kind;
         assemble::report(
             &self.model,
             query,
             &mut self.symbolizer,
             baseline,
-            now_ns,
+            self.model.at_ns(),
             &self.meta,
         )
     }
 
-    fn refresh_meta(&mut self, kind: Kind) {
+    /// What is known now as it is, for saving it.
+    pub fn parts(&mut self) -> (&Model, &mut dyn StackNames, &Meta) {
+        self.refresh_meta();
+        (&self.model, &mut self.symbolizer, &self.meta)
+    }
+
+    fn refresh_meta(&mut self) {
         let passed = Duration::from_nanos(self.model.at_ns().saturating_sub(self.since_ns));
-        self.meta.kind = kind;
         self.meta.since = self.since.to_string();
         self.meta.time =
             (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
@@ -386,14 +391,13 @@ impl Watch {
         self.meta.notices.clone_from(&self.notices);
     }
 
-    /// For what is made of all that is known at the end: the model, the names, and what only this watch knows.
-    pub fn sources(&mut self, kind: Kind) -> (&Model, &mut dyn StackNames, &Meta) {
-        self.refresh_meta(kind);
-        (&self.model, &mut self.symbolizer, &self.meta)
-    }
-
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// `CLOCK_MONOTONIC` of the instant from which on nothing is missed.
+    pub fn since_ns(&self) -> u64 {
+        self.since_ns
     }
 
     pub fn baseline(&self) -> Baseline {

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod error;
 pub mod output;
 pub mod read;
+pub mod recorded;
 pub mod report;
 pub mod resolve;
 pub mod run;

@@ -13,7 +13,8 @@ use memwatch_common::counter::Effect;
 use super::{
     error::{ExitCode, Failure},
     output::{Destination, Flow, Output},
-    resolve::{Command, ExportSpec, ReportFormat, ReportSpec, Resolved, SourceSpec, Verbosity},
+    recorded::{grown, indexes, open, unreadable},
+    resolve::{Command, ExportSpec, ReportFormat, ReportSpec, Resolved, SourceSpec, Span, Verbosity},
     run::settings,
 };
 use crate::{
@@ -21,7 +22,6 @@ use crate::{
     export::{html, leaks, weight::Weight},
     model::{
         assemble::Meta,
-        counts::Counts,
         group::QueryError,
         health::Notice,
         history::{History, MOST_MOMENTS},
@@ -31,7 +31,7 @@ use crate::{
         state::{Baseline, Model, replay::tells_age},
         suppress::Suppressions,
     },
-    store,
+    store::{Ending, Recording, StoreError},
     symbolize::names::StackNames,
     watch::{Watch, start},
 };
@@ -79,7 +79,7 @@ fn run_with(
     let suppressions = suppressions(source.suppressions.as_deref())?;
     let output = Output::open(&resolved.output.destination)?;
     match &source.file {
-        Some(path) => recorded(resolved, path, &suppressions, output, write),
+        Some(path) => recorded(resolved, path, source.span, &suppressions, output, write),
         None => watched(resolved, &suppressions, output, write),
     }
 }
@@ -87,31 +87,33 @@ fn run_with(
 fn recorded(
     resolved: &Resolved,
     path: &Path,
+    span: Span,
     suppressions: &Suppressions,
     output: Output,
     write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
 ) -> Result<ExitCode> {
-    let whose = || format!("cannot read `{}`", path.display());
-    let mut recording = store::open(path).with_context(whose)?;
-    let history = history_of(&mut recording).with_context(whose)?;
-    let first = recording.ticks().first().copied();
+    let mut recording = open(path, resolved)?;
+    let (first, last) = indexes(&recording, span)?;
+    let broken = |error: StoreError| unreadable(path, &error);
+    let history = history_of(&mut recording, first, last).map_err(broken)?;
     let note = ending_note(recording.ending());
-    let (min_size, max_size) = (recording.header().min_size, recording.header().max_size);
     // What was not recorded cannot be shown.
     let query = Query {
-        min_size,
-        max_size,
+        min_size: recording.header().min_size,
+        max_size: recording.header().max_size,
         ..resolved.query.clone()
     };
     if query.older_than.is_some_and(|age| !tells_age(age)) {
         return Err(controller::usage(QueryError::AgeNotRecorded));
     }
-    let moment = recording.last().with_context(whose)?;
+    let grown = grown(recording.ticks(), first, last);
+    let moment = recording.at(last).map_err(broken)?;
     moment.model.count_older_than(query.older_than);
-    let mut meta = moment.meta.clone();
-    meta.kind = kind(resolved);
+    let mut meta = Meta {
+        kind: kind(resolved),
+        ..moment.meta.clone()
+    };
     meta.notices.extend(note);
-    let last_bytes = inuse_bytes(moment.model);
     let (bytes, suppressed) = write(&mut Seen {
         model: moment.model,
         names: moment.names,
@@ -121,52 +123,32 @@ fn recorded(
         suppressions,
     })?;
     print(output, &bytes)?;
-    let (at_start, within) = first.map_or((0, Duration::ZERO), |first| {
-        let last = history
-            .moments()
-            .last()
-            .map_or(first.at_ns, |moment| moment.at_ns);
-        (
-            first.inuse_bytes,
-            Duration::from_nanos(last.saturating_sub(first.at_ns)),
-        )
-    });
-    let grown = last_bytes
-        .saturating_sub(at_start)
-        .saturating_sub(accepted(&suppressed));
-    controller::verdict(grown, within, resolved)
+    let within = Duration::from_secs_f64(history.seconds().last().copied().unwrap_or(0.0));
+    controller::verdict(grown.saturating_sub(accepted(&suppressed)), within, resolved)
 }
 
 /// No more of a long recording than a history keeps.
-fn history_of(recording: &mut store::Recording) -> Result<History, store::StoreError> {
-    let ticks = recording.ticks().len();
-    let every = ticks.div_ceil(MOST_MOMENTS).max(1);
+fn history_of(recording: &mut Recording, first: usize, last: usize) -> Result<History, StoreError> {
+    let every = (last - first + 1).div_ceil(MOST_MOMENTS).max(1);
     let mut history = History::new();
-    for index in (0..ticks).filter(|index| (ticks - 1 - index).is_multiple_of(every)) {
+    for index in (first..=last).filter(|index| (last - index).is_multiple_of(every)) {
         history.take(recording.at(index)?.model);
     }
     Ok(history)
 }
 
-fn ending_note(ending: store::Ending) -> Option<Notice> {
+fn ending_note(ending: Ending) -> Option<Notice> {
     let text = match ending {
-        store::Ending::Complete => return None,
-        store::Ending::Unfinished => "the recording was not ended: what came later is not in it",
-        store::Ending::Cut { .. } => "the recording was cut off: what came after its last whole tick is lost",
-        store::Ending::Damaged => "the recording is damaged: what came after its last good tick is lost",
+        Ending::Complete => return None,
+        Ending::Unfinished => "the recording was not ended: what came later is not in it",
+        Ending::Cut { .. } => "the recording was cut off: what came after its last whole tick is lost",
+        Ending::Damaged => "the recording is damaged: what came after its last good tick is lost",
     };
     // Up to there the totals are exact.
     Some(Notice {
         text: text.to_owned(),
         effect: Effect::Stacks,
     })
-}
-
-fn inuse_bytes(model: &Model) -> u64 {
-    model
-        .sites()
-        .map(|(_, site)| Counts::from(&site.totals).inuse_bytes())
-        .sum()
 }
 
 fn accepted(suppressed: &[Suppressed]) -> u64 {
@@ -215,11 +197,15 @@ fn from_watch(
     resolved: &Resolved,
     write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
 ) -> Result<(Vec<u8>, Vec<Suppressed>)> {
-    let (model, names, meta) = watch.sources(kind(resolved));
+    let (model, names, meta) = watch.parts();
+    let meta = Meta {
+        kind: kind(resolved),
+        ..meta.clone()
+    };
     write(&mut Seen {
         model,
         names,
-        meta,
+        meta: &meta,
         query: &resolved.query,
         history,
         suppressions,

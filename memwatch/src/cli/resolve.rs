@@ -2,21 +2,26 @@
 //! arguments, so the same command line means the same everywhere.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use self::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, select, target, time};
-use super::args::{BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, WatchArgs};
+use super::args::{
+    BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, QueryArgs, RecordArgs,
+    TopArgs, WatchArgs,
+};
 use super::output::Destination;
 use crate::format::{self, ByteFormat};
-use crate::model::query::Query;
+use crate::model::query::{Query, SortBy};
 use crate::probe::links::Method;
 use crate::watch::start::ScopeChoice;
 
 mod parts;
+mod recorded;
 mod saved;
 
-pub use self::saved::{ExportSpec, ReportFormat, ReportSpec, SourceSpec};
+pub use recorded::Span;
+pub use saved::{ExportSpec, ReportFormat, ReportSpec, SourceSpec};
 
 /// A command line that is wrong: what is wrong with it and what to do instead. Exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +32,8 @@ pub enum UsageError {
         "`memwatch {command}` needs to know what to watch: give one of --pid, --comm, --cgroup, --all, or -- COMMAND"
     )]
     NoTarget { command: &'static str },
+    #[error("`memwatch record` needs to know where to: give --output FILE")]
+    NoFile,
     #[error(
         "`memwatch {command}` needs to know on what: give a file of `memwatch record`, or a target (--pid, --comm, --cgroup, --all, or -- COMMAND)"
     )]
@@ -53,6 +60,25 @@ pub enum Command {
     Diff {
         /// How long after the start the baseline is taken; zero: tick 0.
         baseline: Duration,
+    },
+    Record {
+        /// The file's size from which on it is thinned.
+        most_bytes: u64,
+    },
+    /// A recording: what was known at one time, or at each of several.
+    TopFile {
+        path: PathBuf,
+        span: Span,
+    },
+    /// What changed within a recording.
+    DiffFile {
+        path: PathBuf,
+        span: Span,
+    },
+    /// What is different at the ends of two recordings.
+    DiffFiles {
+        old: PathBuf,
+        new: PathBuf,
     },
     Report(ReportSpec),
     Export(ExportSpec),
@@ -176,8 +202,9 @@ impl Resolved {
 pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
     match cli.command {
         None => watch("top", Command::Top, cli.top),
-        Some(CommandArgs::Top(arguments)) => watch("top", Command::Top, arguments),
+        Some(CommandArgs::Top(arguments)) => top(arguments),
         Some(CommandArgs::Diff(arguments)) => diff(arguments),
+        Some(CommandArgs::Record(arguments)) => record(arguments),
         Some(CommandArgs::Report(arguments)) => saved::report(arguments),
         Some(CommandArgs::Export(arguments)) => saved::export(arguments),
         Some(CommandArgs::Ps(arguments)) => ps(arguments),
@@ -186,13 +213,48 @@ pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
     }
 }
 
-fn diff(arguments: DiffArgs) -> Result<Resolved, UsageError> {
-    if let Some(file) = arguments.files.first() {
-        return Err(UsageError::NotInThisVersion {
-            what: format!("comparing saved snapshots (`{}`)", Path::new(file).display()),
-            advice: "`memwatch diff --pid PID` compares a running process with its own beginning",
+fn top(arguments: TopArgs) -> Result<Resolved, UsageError> {
+    if let Some(path) = arguments.file {
+        return recorded::top(path, arguments.span, arguments.watch);
+    }
+    recorded::no_span(&arguments.span)?;
+    watch("top", Command::Top, arguments.watch)
+}
+
+fn record(arguments: RecordArgs) -> Result<Resolved, UsageError> {
+    let most_bytes = recorded::most_bytes(arguments.max_file_size)?;
+    if arguments.output.output.is_none() {
+        return Err(UsageError::NoFile);
+    }
+    if let Some(format) = arguments.output.format {
+        return Err(UsageError::Value {
+            option: "--format",
+            value: format,
+            reason: "a recording has its own form; `memwatch top FILE` and the like print it".to_owned(),
         });
     }
+    let arguments = WatchArgs {
+        target: arguments.target,
+        time: arguments.time,
+        query: QueryArgs {
+            min_size: arguments.min_size,
+            max_size: arguments.max_size,
+            ..QueryArgs::default()
+        },
+        limits: arguments.limits,
+        output: arguments.output,
+        other: arguments.other,
+    };
+    watch("record", Command::Record { most_bytes }, arguments)
+}
+
+fn diff(mut arguments: DiffArgs) -> Result<Resolved, UsageError> {
+    // As tracemalloc's compare_to: what changed most comes first.
+    arguments.watch.query.sort.get_or_insert(SortBy::Difference);
+    if !arguments.files.is_empty() {
+        return recorded::diff(arguments);
+    }
+    recorded::no_span(&arguments.span)?;
     let baseline = arguments.baseline.unwrap_or_default();
     if let Some(duration) = arguments.watch.time.duration
         && baseline >= duration

@@ -73,12 +73,13 @@ pub fn report(
     let suppressed = suppress(&mut report, &mut ids, sources.suppressions);
     let findings = findings::find(sources.history, &groups(model, &report.rows, &ids));
     let rows: HashMap<SiteId, u64> = ids.iter().copied().zip(0..).collect();
+    let began_ns = sources.history.moments().first().map_or(0, |moment| moment.at_ns);
     let found = findings.found.into_iter();
     report.findings = found.map(|found| finding(found, &rows)).collect();
     Ok(LeakReport {
         report,
         timeline: timeline(sources.history),
-        baseline_seconds: sources.baseline.at_ns.saturating_sub(model.since_ns()) as f64 / 1e9,
+        baseline_seconds: sources.baseline.at_ns.saturating_sub(began_ns) as f64 / 1e9,
         levelled_off: findings.levelled,
         too_short: findings.too_short || sources.history.moments().is_empty(),
         suppressed,

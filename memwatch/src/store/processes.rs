@@ -15,6 +15,10 @@ use crate::model::state::Model;
 use crate::model::state::replay::Mapped;
 
 /// Who a process is.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent facts, named in the file"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Identity {

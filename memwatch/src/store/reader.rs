@@ -1,10 +1,12 @@
 //! From bytes to a model at any tick.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::sync::Arc;
 
 use memwatch_common::counter::COUNTERS;
 
+use super::compare::WithGone;
 use super::error::{Bad, StoreError};
 use super::frame::{self, Head, Next, START_BYTES, Unpacker};
 use super::header::{Header, TickFacts};
@@ -20,6 +22,7 @@ use crate::model::query::Query;
 use crate::model::report::{Kind, Report};
 use crate::model::state::replay::{Change, tells_age};
 use crate::model::state::{Baseline, Model};
+use crate::symbolize::names::NamedStack;
 
 /// How much a file may make the reader hold. Far above what memwatch writes; there for files that lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +98,17 @@ impl Moment<'_> {
         kind: Kind,
         baseline: Option<&Baseline>,
     ) -> Result<Report, QueryError> {
+        self.report_with(query, kind, baseline, &HashMap::new())
+    }
+
+    /// `gone`: stacks that only an older recording knows.
+    pub(super) fn report_with(
+        &mut self,
+        query: &Query,
+        kind: Kind,
+        baseline: Option<&Baseline>,
+        gone: &HashMap<(u32, u64), Arc<NamedStack>>,
+    ) -> Result<Report, QueryError> {
         if let Some(age) = query.older_than
             && !tells_age(age)
         {
@@ -112,7 +126,11 @@ impl Moment<'_> {
             ..self.meta.clone()
         };
         let now_ns = self.model.at_ns();
-        assemble::report(self.model, &query, self.names, baseline, now_ns, &meta)
+        let mut names = WithGone {
+            names: self.names,
+            gone,
+        };
+        assemble::report(self.model, &query, &mut names, baseline, now_ns, &meta)
     }
 }
 

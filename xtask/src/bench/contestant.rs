@@ -1,6 +1,7 @@
 //! Who is measured: a command line that watches a process, and a word that tells when it does.
 
 use std::{
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -144,14 +145,15 @@ impl Running {
     pub fn start(words: &[String], ready: &str) -> Result<Self> {
         let (program, arguments) = words.split_first().context("an empty command")?;
         let start = Instant::now();
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .env("PYTHONUNBUFFERED", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot run {program}"))?;
+            .stderr(Stdio::piped());
+        hear_interrupts(&mut command);
+        let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
         let (stdout, stderr) = child.stdout.take().zip(child.stderr.take()).context("no pipes")?;
         let mut running = Self {
             child,
@@ -204,6 +206,17 @@ impl Running {
         // Either fails only if it is gone already.
         self.child.kill().ok();
         self.child.wait().ok();
+    }
+}
+
+/// Whoever is started in the background by a script begins life deaf to Ctrl-C, and so would the tools.
+fn hear_interrupts(command: &mut Command) {
+    // SAFETY: between fork and exec only `signal` is called, which may be.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        });
     }
 }
 

@@ -1,11 +1,12 @@
-//! `report` and `export`: both of a running process or of a saved file.
+//! `report` and `export`: both of a running process or of a recording.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, target, time};
+use super::recorded::{Span, no_span};
 use super::{Command, Resolved, TargetSpec, UsageError};
-use crate::cli::args::{ExportArgs, LimitArgs, ReportArgs, SavedArgs, WatchArgs};
+use crate::cli::args::{ExportArgs, LimitArgs, ReportArgs, SavedArgs, SpanArgs, WatchArgs};
 use crate::export::format::ExportFormat;
 use crate::format;
 use crate::model::query::GroupBy;
@@ -35,8 +36,10 @@ pub struct ExportSpec {
 /// What is reported on, besides the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceSpec {
-    /// A saved file; then there is no target.
+    /// A recording; then there is no target.
     pub file: Option<PathBuf>,
+    /// The part of the recording.
+    pub span: Span,
     /// How long after the start the state to compare with was.
     pub baseline: Option<Duration>,
     pub suppressions: Option<PathBuf>,
@@ -50,7 +53,7 @@ pub(super) fn report(mut arguments: ReportArgs) -> Result<Resolved, UsageError> 
         _ => ReportFormat::Text,
     };
     let limit = arguments.watch.query.limit.take();
-    let source = source(arguments.saved, &arguments.watch)?;
+    let source = source(arguments.saved, arguments.span, &arguments.watch)?;
     let mut resolved = resolved("report", arguments.watch, &source)?;
     let shown = limit.unwrap_or(resolved.query.limit);
     whole_stacks("report", &mut resolved)?;
@@ -86,7 +89,18 @@ pub(super) fn export(mut arguments: ExportArgs) -> Result<Resolved, UsageError> 
         });
     }
     let limit = arguments.watch.query.limit.take();
-    let source = source(arguments.saved, &arguments.watch)?;
+    if arguments.saved.file.is_none() && arguments.at.is_some() {
+        return Err(UsageError::Conflict {
+            first: "--at",
+            second: "a running target",
+            advice: "name a recording to look into the past",
+        });
+    }
+    let span = SpanArgs {
+        from: None,
+        to: arguments.at,
+    };
+    let source = source(arguments.saved, span, &arguments.watch)?;
     let mut resolved = resolved("export", arguments.watch, &source)?;
     whole_stacks("export", &mut resolved)?;
     if let Some(limit) = limit {
@@ -98,7 +112,7 @@ pub(super) fn export(mut arguments: ExportArgs) -> Result<Resolved, UsageError> 
     })
 }
 
-fn source(saved: SavedArgs, watch: &WatchArgs) -> Result<SourceSpec, UsageError> {
+fn source(saved: SavedArgs, span: SpanArgs, watch: &WatchArgs) -> Result<SourceSpec, UsageError> {
     if let (Some(baseline), Some(duration)) = (saved.baseline, watch.time.duration)
         && baseline >= duration
     {
@@ -111,8 +125,12 @@ fn source(saved: SavedArgs, watch: &WatchArgs) -> Result<SourceSpec, UsageError>
             ),
         });
     }
+    if saved.file.is_none() {
+        no_span(&span)?;
+    }
     Ok(SourceSpec {
         file: saved.file,
+        span: span.into(),
         baseline: saved.baseline,
         suppressions: saved.suppressions,
     })
@@ -130,7 +148,7 @@ fn resolved(name: &'static str, arguments: WatchArgs, source: &SourceSpec) -> Re
             return Err(UsageError::Conflict {
                 first: "FILE",
                 second: "a target",
-                advice: "choose a saved file or a running process",
+                advice: "choose a recording or a running process",
             });
         }
         _ => {}

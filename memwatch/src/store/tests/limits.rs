@@ -14,6 +14,7 @@ use crate::store::{Bounds, Recording};
 
 const TICKS: u64 = 3600;
 const SITES: u64 = 10_000;
+const MIB: f64 = 1_048_576.0;
 
 fn peak_rss_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -38,7 +39,7 @@ fn write(busy: u64) {
     }
     println!(
         "{busy} of 1000 sites busy: {:.1} MiB, {:.1} KiB a tick, {:.2} ms to write a tick; first tick {:.1} KiB",
-        writer.bytes() as f64 / 1048576.0,
+        writer.bytes() as f64 / MIB,
         writer.bytes() as f64 / 1024.0 / TICKS as f64,
         spent.as_secs_f64() * 1e3 / TICKS as f64,
         writer.written()[0].frame_bytes as f64 / 1024.0,
