@@ -89,6 +89,11 @@ fn stack(frames: Vec<Frame>) -> NamedStack {
 }
 
 fn places() -> Vec<Place> {
+    of_requests().into_iter().chain(others()).collect()
+}
+
+/// What requests do.
+fn of_requests() -> Vec<Place> {
     let inlined = Frame {
         inlined: true,
         ..native(
@@ -153,6 +158,12 @@ fn places() -> Vec<Place> {
             freed: |second| (second * 400).saturating_sub(12_000),
             old: |second| (second.saturating_sub(10) * 400).min(8000),
         },
+    ]
+}
+
+/// What is held besides, and what Python does.
+fn others() -> Vec<Place> {
+    vec![
         Place {
             domain: Domain::Native,
             size: 8192,
