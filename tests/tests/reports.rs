@@ -170,3 +170,42 @@ fn a_running_process_is_reported_on() {
         report.findings
     );
 }
+
+/// The hunt that takes two months without memwatch, on a real process.
+#[test]
+fn a_small_leak_of_a_busy_server_is_named_first_within_a_minute_and_its_cache_is_not() {
+    need!(can_watch());
+    let mut target = Target::start(&need!(Recipe::cpp("cpp_hunt.cpp").build()));
+    let pid = target.pid().to_string();
+    let ended = run_to_end(command().args([
+        "report", "--pid", &pid, "-i", "1s", "-d", "60s", "--format", "json",
+    ]));
+    target.kill();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report = parse(&ended.stdout[0]);
+    let titles: Vec<&str> = report
+        .findings
+        .iter()
+        .map(|finding| finding.title.as_str())
+        .collect();
+    let function_of = |finding: &memwatch::model::report::Finding| {
+        let row = &report.rows[finding.row.expect("it has a stack") as usize];
+        let names = row.frames.iter().filter_map(|frame| frame.function.clone());
+        names.collect::<Vec<String>>().join(";")
+    };
+    let first = report.findings.first().expect("something is found");
+    assert_eq!(first.kind, "growth", "{titles:?}");
+    assert!(function_of(first).contains("remember_session"), "{titles:?}");
+    for finding in &report.findings {
+        assert!(
+            !function_of(finding).contains("fill_cache"),
+            "the cache is named: {titles:?}"
+        );
+    }
+    let leaks = report
+        .findings
+        .iter()
+        .filter(|finding| finding.kind == "growth")
+        .count();
+    assert_eq!(leaks, 1, "{titles:?}");
+}
