@@ -85,8 +85,11 @@ function memoryChart(report) {
   const lines = [line("RSS", "rss_bytes", "rss", false), line("in use, explained", "inuse_bytes", "used", true)];
   const legend = el("div", { class: "legend" }, ...lines.map((one) =>
     el("span", {}, el("i", { style: `border-color: var(--${one.class})` }), one.name)));
+  const last = report.timeline.at(-1);
+  const untouched = last && last.rss_bytes !== null && last.inuse_bytes > last.rss_bytes
+    ? el("p", { class: "note" }, "More is in use than is resident: part of it was never touched.") : null;
   return el("div", { class: "chart" }, legend, timeChart(lines,
-    { width: 1160, height: 260, format: bytes, mark: report.baseline_seconds, title: "RSS and memory in use over time" }));
+    { width: 1160, height: 260, format: bytes, mark: report.baseline_seconds, title: "RSS and memory in use over time" }), untouched);
 }
 
 function findingChart(finding) {

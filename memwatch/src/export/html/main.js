@@ -75,7 +75,8 @@ function put(id, ...elements) {
 }
 
 function main() {
-  const { report, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
+  const { report, frames, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
+  for (const row of report.rows) row.frames = row.frames.map((id) => frames[id]);
   document.getElementById("theme").addEventListener("click", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

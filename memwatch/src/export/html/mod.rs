@@ -1,6 +1,9 @@
 //! The leak report as one HTML file that needs nothing else: its style, its scripts and its data are in it.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
+use serde_json::Value;
 
 use super::leaks::{self, LeakOptions, evidence};
 use crate::format::ByteFormat;
@@ -21,29 +24,55 @@ const SCRIPTS: [&str; 7] = [
 
 /// What the scripts draw from: the JSON of the report, and what takes more than that to know.
 #[derive(Serialize)]
-struct Data<'a> {
-    report: &'a LeakReport,
+struct Data {
+    /// Its rows have numbers in place of frames, which are in `frames`: thousands of stacks share most of theirs.
+    report: Value,
+    frames: Vec<Value>,
     /// The frame of each row that its blocks belong to.
     owners: Vec<Option<usize>>,
     /// The evidence of each finding.
     sentences: Vec<Vec<String>>,
 }
 
-impl<'a> Data<'a> {
-    fn new(report: &'a LeakReport) -> Self {
-        let findings = report.report.findings.iter();
-        Self {
+/// Of a row, what the page does not show.
+const NOT_SHOWN: [&str; 5] = ["key", "sizes", "lifetimes", "ages", "growth_bytes_per_second"];
+
+impl Data {
+    fn new(leaks: &LeakReport) -> Result<Self, serde_json::Error> {
+        let mut report = serde_json::to_value(leaks)?;
+        let (mut frames, mut ids) = (Vec::new(), HashMap::new());
+        let rows = report.get_mut("rows").and_then(Value::as_array_mut);
+        for row in rows.into_iter().flatten().filter_map(Value::as_object_mut) {
+            for field in NOT_SHOWN {
+                row.remove(field);
+            }
+            for frame in row
+                .get_mut("frames")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                let id = *ids.entry(frame.to_string()).or_insert_with(|| {
+                    frames.push(frame.clone());
+                    frames.len() - 1
+                });
+                *frame = Value::from(id);
+            }
+        }
+        let findings = leaks.report.findings.iter();
+        Ok(Self {
             report,
-            owners: report.report.rows.iter().map(owner_of).collect(),
+            frames,
+            owners: leaks.report.rows.iter().map(owner_of).collect(),
             sentences: findings
                 .map(|finding| evidence::sentences(finding, ByteFormat::default()))
                 .collect(),
-        }
+        })
     }
 }
 
 pub fn page(report: &LeakReport) -> Result<String, serde_json::Error> {
-    let data = for_script(&serde_json::to_string(&Data::new(report))?);
+    let data = for_script(&serde_json::to_string(&Data::new(report)?)?);
     let options = LeakOptions {
         bytes: ByteFormat::default(),
         shown: leaks::DEFAULT_SHOWN,
@@ -150,6 +179,24 @@ mod tests {
         let begin = page.find("type=\"application/json\">").unwrap() + "type=\"application/json\">".len();
         let end = begin + page[begin..].find("</script>").unwrap();
         let value: serde_json::Value = serde_json::from_str(&page[begin..end]).unwrap();
-        assert_eq!(value["report"], serde_json::to_value(leaky()).unwrap());
+        let whole = serde_json::to_value(leaky()).unwrap();
+        assert_eq!(value["report"]["timeline"], whole["timeline"]);
+        assert_eq!(value["report"]["findings"], whole["findings"]);
+        for (row, all) in value["report"]["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(whole["rows"].as_array().unwrap())
+        {
+            assert_eq!(
+                (&row["inuse_bytes"], &row["delta"]),
+                (&all["inuse_bytes"], &all["delta"])
+            );
+            let frames = row["frames"].as_array().unwrap().iter();
+            let named: Vec<Value> = frames
+                .map(|id| value["frames"][id.as_u64().unwrap() as usize].clone())
+                .collect();
+            assert_eq!(Value::from(named), all["frames"]);
+        }
     }
 }

@@ -42,8 +42,11 @@ fn parts(leaks: &LeakReport, options: &LeakOptions) -> Vec<Part> {
         target(report, options),
         Part::Heading("Memory over time".to_owned()),
         memory(leaks, options),
-        Part::Heading("Findings".to_owned()),
     ];
+    if untouched(leaks) {
+        parts.push(Part::Text(UNTOUCHED.to_owned()));
+    }
+    parts.push(Part::Heading("Findings".to_owned()));
     if report.findings.is_empty() {
         parts.push(Part::Text("None.".to_owned()));
     }
@@ -187,6 +190,13 @@ fn identity(process: &Process, options: &LeakOptions) -> String {
         parts.push("has ended".to_owned());
     }
     parts.join(", ")
+}
+
+const UNTOUCHED: &str = "More is in use than is resident: part of it was never touched.";
+
+fn untouched(leaks: &LeakReport) -> bool {
+    let last = leaks.timeline.last();
+    last.is_some_and(|point| point.rss_bytes.is_some_and(|rss| point.inuse_bytes > rss))
 }
 
 fn memory(leaks: &LeakReport, options: &LeakOptions) -> Part {

@@ -142,11 +142,13 @@ fn jump(group: &Group, series: &Series, whole: &Series) -> Option<Found> {
     let steps = Steps::of(&floors);
     // The first is the start, which is when programs fill their tables.
     let (place, bytes, total) = steps.largest();
+    // What was growing before goes on, which is nothing sudden.
+    let goes_on = floors[place] - floors[place - 1] > bytes * (1.0 - SUDDEN);
     let least = LEAST_JUMP_BYTES.max(last(&whole.inuse_bytes) * LEAST_JUMP_PART);
     let stays = floors[place + 1..]
         .iter()
         .all(|floor| *floor >= floors[place] + bytes * SUDDEN);
-    if bytes < least || bytes < total * SUDDEN || !stays {
+    if bytes < least || bytes < total * SUDDEN || goes_on || !stays {
         return None;
     }
     let window = series.span() / floors.len() as f64;
