@@ -25,7 +25,8 @@ pub struct Config {
     pub task_sas_size: u32,
     pub task_mm: u32,
     pub mm_brk: u32,
-    pub reserved: u32,
+    /// Where the thread pointer of user space is kept.
+    pub task_fsbase: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 80);

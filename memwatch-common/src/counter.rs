@@ -79,6 +79,12 @@ counters! {
     StackNotAbove = "stack_not_above", Stacks;
     /// stack memory that could not be read
     StackUnreadable = "stack_unreadable", Stacks;
+    /// Python frames that could not be read
+    PythonUnreadable = "python_unreadable", Stacks;
+    /// Python stacks cut at the frame limit (raise --max-depth)
+    PythonTruncated = "python_truncated", Stacks;
+    /// allocations shown without their Python frames because the map of Python stacks is full (raise --max-stacks)
+    PythonStacksFull = "python_stacks_full", Stacks;
     /// calls not watched because the thread's slot could not be made
     SlotUnavailable = "slot_unavailable", Totals;
     /// calls not watched because too many were in flight in one thread

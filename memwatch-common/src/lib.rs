@@ -13,6 +13,7 @@ pub mod hist;
 pub mod limits;
 pub mod live;
 pub mod process;
+pub mod python;
 pub mod site;
 pub mod stack;
 pub mod unwind;
@@ -23,6 +24,7 @@ pub use counter::Counter;
 pub use event::{Event, EventKind};
 pub use live::{LiveKey, LiveValue};
 pub use process::{ProcessKey, ProcessState};
+pub use python::PythonLayout;
 pub use site::{Domain, SiteKey, SiteTotals};
 pub use stack::Stack;
 

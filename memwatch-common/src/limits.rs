@@ -35,8 +35,17 @@ pub const ROW_BLOCKS: u32 = 1 << 14;
 /// 64 KiB pages of code with unwind rows: 16 GiB of code.
 pub const ROW_PAGES: u32 = 1 << 18;
 
-/// Addresses whose unwind rule is remembered (2 to this power); a busy service has some thousands. 640 KiB.
+/// Addresses whose unwind rule is remembered (2 to this power); a busy service has some thousands. 128 KiB.
 pub const CACHED_RULES_BITS: u32 = 14;
+
+/// Stacks that are known to be kept (2 to this power); a busy service has some thousands. 128 KiB.
+pub const KNOWN_STACKS_BITS: u32 = 14;
+
+/// Python frames kept of one stack, as many as native ones; 3 KiB.
+pub const MAX_PYTHON_FRAMES: usize = 127;
+
+/// Ranges of an interpreter's code that say for which domain it allocates.
+pub const MAX_PYTHON_RANGES: usize = 32;
 
 /// Bytes of the ring buffer for rare events (lifecycle, new mappings, sites that changed).
 pub const RING_BYTES: u32 = 1 << 20;

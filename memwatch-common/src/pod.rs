@@ -1,6 +1,6 @@
 //! What aya needs to know to read the shared types out of maps.
 
-use crate::{Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, unwind};
+use crate::{Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, python, unwind};
 
 macro_rules! pod {
     ($($t:ty),+) => { $(
@@ -26,3 +26,4 @@ pod!(
     unwind::Rule,
     unwind::Space
 );
+pod!(python::PythonLayout, python::PythonProcess, python::PythonStack);

@@ -19,7 +19,9 @@ pub struct Stack {
     pub count: u32,
     /// `STACK_*`
     pub flags: u32,
+    /// The Python frames of the same moment, by their hash; 0 where no Python ran.
+    pub python: u64,
     pub frames: [u64; MAX_FRAMES],
 }
 
-const _: () = assert!(size_of::<Stack>() == 1024);
+const _: () = assert!(size_of::<Stack>() == 1032);

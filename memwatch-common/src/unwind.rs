@@ -11,7 +11,7 @@ pub mod x86_64;
 /// Address bits below a page: what fits [`Row::pc_low`].
 pub const PAGE_SHIFT: u32 = 16;
 
-/// Distinct rules over all files, the two fixed ones included. The 2,400 programs and libraries of a large
+/// Distinct rules over all files, the fixed ones included. The 2,400 programs and libraries of a large
 /// development machine have 5,000. The full table takes 256 KiB.
 pub const MAX_RULES: usize = 1 << 14;
 
@@ -23,6 +23,20 @@ pub const RULE_NONE: u16 = 0;
 
 /// There is unwind information, but none that fits a [`Rule`].
 pub const RULE_UNSUPPORTED: u16 = 1;
+
+/// [`Rule::ENTRY`], for probed functions without unwind information.
+pub const RULE_ENTRY: u16 = 2;
+
+/// [`Rule::FRAME_POINTER`], for other code without unwind information.
+pub const RULE_FRAME_POINTER: u16 = 3;
+
+/// The rules with fixed numbers.
+pub const FIXED_RULES: [Rule; 4] = [
+    Rule::new(x86_64::CFA_NONE, 0),
+    Rule::UNSUPPORTED,
+    Rule::ENTRY,
+    Rule::FRAME_POINTER,
+];
 
 /// From `pc_low` on, up to the next row of the page, `rule` holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,71 +109,65 @@ pub struct CodeRange {
     pub object: u32,
 }
 
+/// Processes whose code has a version of its own: what was found out about an address under an earlier version no
+/// longer counts.
+pub const SPACE_VERSIONS_KEPT: usize = 1 << 13;
+
+/// Where the version of an instance's code stands, and whether it runs CPython.
+#[inline]
+pub const fn code_place(instance: u32) -> u32 {
+    instance & (SPACE_VERSIONS_KEPT as u32 - 1)
+}
+
 /// What one process can execute, by address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Space {
-    /// Another number whenever code was mapped or unmapped: what was found out about an address before no longer
-    /// counts.
-    pub version: u32,
     pub count: u32,
+    pub reserved: u32,
     pub ranges: [CodeRange; MAX_RANGES],
 }
 
-/// The rule of one address of one process, remembered. Written and read by all processors without a lock: `check`
-/// tells an entry that was half written.
+/// Stands for the number of a rule where no known file is mapped.
+pub const RULE_UNMAPPED: u16 = u16::MAX;
+
+/// The number of the rule of one address of one process, remembered: in one word, so that all processors can read and
+/// write it without a lock. The upper 48 bits tell whose it is; with the place in the cache they are 62 bits of a hash,
+/// so that no two addresses of a machine's processes are ever taken for one another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct CachedRule {
-    pub pc: u64,
-    /// The instance whose [`Space`] the address is in, and the space's version in the upper half.
-    pub space: u64,
-    pub rule: Rule,
-    pub check: u64,
-}
+#[repr(transparent)]
+pub struct CachedRule(pub u64);
 
 impl CachedRule {
+    /// What to give to [`Self::hash`] for an instance and the version of its code.
     #[inline]
-    pub fn new(pc: u64, space: u64, rule: Rule) -> Self {
-        let mut entry = Self {
-            pc,
-            space,
-            rule,
-            check: 0,
-        };
-        entry.check = entry.sum();
-        entry
+    pub const fn seed(instance: u32, version: u32) -> u64 {
+        (instance as u64 | (version as u64) << 32).wrapping_mul(0xC2B2_AE3D_27D4_EB4F)
     }
 
-    /// The rule, if the entry is whole and about this address.
     #[inline]
-    pub fn rule_for(&self, pc: u64, space: u64) -> Option<Rule> {
-        let entry = *self;
-        (entry.pc == pc && entry.space == space && entry.check == entry.sum()).then_some(entry.rule)
+    pub const fn hash(pc: u64, seed: u64) -> u64 {
+        let mixed = pc.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(seed);
+        (mixed ^ mixed >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93)
     }
 
     /// Where an address stands in a cache of `1 << bits` entries.
     #[inline]
-    pub const fn slot(pc: u64, space: u64, bits: u32) -> u32 {
-        ((pc ^ space.rotate_left(40)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - bits)) as u32
+    pub const fn place(hash: u64, bits: u32) -> u32 {
+        (hash >> (64 - bits)) as u32
     }
 
-    /// Not 0 for an entry of zeros, which is no entry.
     #[inline]
-    fn sum(&self) -> u64 {
-        let rule = &self.rule;
-        let kinds = u32::from_le_bytes([rule.cfa_kind, rule.rbp_kind, rule.ra_kind, rule.register]);
-        let low = u64::from(kinds) | u64::from(rule.cfa_offset as u32) << 32;
-        let high = u64::from(rule.cfa_add as u16)
-            | u64::from(rule.rbp_offset as u16) << 16
-            | u64::from(rule.ra_offset as u16) << 32
-            | u64::from(rule.reserved) << 48;
-        0x5bd1_e995 ^ self.pc ^ self.space.rotate_left(13) ^ low.rotate_left(29) ^ high.rotate_left(47)
+    pub const fn new(hash: u64, rule: u16) -> Self {
+        Self(hash << 16 | rule as u64)
+    }
+
+    /// The rule's number, if the entry is about this address.
+    #[inline]
+    pub fn rule_for(self, hash: u64) -> Option<u16> {
+        (self.0 >> 16 == hash & (u64::MAX >> 16)).then_some(self.0 as u16)
     }
 }
-
-/// [`Rule::reserved`] of the rule for addresses that no known file is mapped at.
-pub const UNMAPPED: u16 = 1;
 
 /// Finds the rule that holds at `pc_low` in a page. `row` reads one row of the array.
 #[expect(
@@ -193,7 +201,7 @@ const _: () = assert!(size_of::<Page>() == 8);
 const _: () = assert!(size_of::<Rule>() == 16);
 const _: () = assert!(size_of::<CodeRange>() == 24);
 const _: () = assert!(size_of::<Space>() == 8 + 24 * MAX_RANGES);
-const _: () = assert!(size_of::<CachedRule>() == 40);
+const _: () = assert!(MAX_RULES < RULE_UNMAPPED as usize);
 
 #[cfg(test)]
 mod tests {
@@ -233,29 +241,31 @@ mod tests {
     }
 
     #[test]
-    fn a_remembered_rule_comes_back_whole_or_not_at_all() {
-        let rule = Rule {
-            cfa_kind: 2,
-            cfa_offset: -8,
-            rbp_offset: -16,
-            ra_offset: -8,
-            reserved: 1,
-            ..Rule::default()
-        };
-        let entry = CachedRule::new(0x7f00_1234, 5 | 7 << 32, rule);
-        assert_eq!(entry.rule_for(0x7f00_1234, 5 | 7 << 32), Some(rule));
-        assert_eq!(entry.rule_for(0x7f00_1235, 5 | 7 << 32), None);
-        assert_eq!(entry.rule_for(0x7f00_1234, 5 | 8 << 32), None);
-        let torn = CachedRule {
-            rule: Rule {
-                cfa_offset: 16,
-                ..rule
-            },
-            ..entry
-        };
-        assert_eq!(torn.rule_for(torn.pc, torn.space), None);
-        assert_eq!(CachedRule::default().rule_for(0, 0), None);
-        assert!((0..10_000_u64).all(|pc| CachedRule::slot(pc * 977, 3, 14) < 1 << 14));
+    fn a_remembered_rule_comes_back_for_its_own_address_only() {
+        let seed = CachedRule::seed(5, 7);
+        let hash = CachedRule::hash(0x7f00_1234, seed);
+        let entry = CachedRule::new(hash, RULE_UNMAPPED);
+        assert_eq!(entry.rule_for(hash), Some(RULE_UNMAPPED));
+        for other in [
+            CachedRule::hash(0x7f00_1235, seed),
+            CachedRule::hash(0x7f00_1234, CachedRule::seed(5, 8)),
+            CachedRule::hash(0x7f00_1234, CachedRule::seed(6, 7)),
+        ] {
+            assert_eq!(entry.rule_for(other), None);
+        }
+        assert_eq!(CachedRule::default().rule_for(hash), None);
+        assert!((0..10_000_u64).all(|pc| CachedRule::place(CachedRule::hash(pc * 977, seed), 14) < 1 << 14));
+    }
+
+    #[test]
+    fn neighbouring_addresses_processes_and_versions_share_no_hash() {
+        let mut hashes = [0; 16 * 4 * 128];
+        for (n, hash) in (0_u32..).zip(&mut hashes) {
+            let seed = CachedRule::seed(n >> 9, n >> 7 & 3);
+            *hash = CachedRule::hash(0x7f12_3456_7000 + u64::from(n & 127) * 3, seed) & (u64::MAX >> 16);
+        }
+        hashes.sort_unstable();
+        assert!(hashes.windows(2).all(|pair| pair[0] != pair[1]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
 };
 use memwatch_common::{
-    Config, Cookie, Counter, Function, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals,
+    Config, Cookie, Counter, Domain, Function, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals,
     cookie::FLAG_GLIBC,
     hist,
     limits::{LIFETIME_BUCKETS, MAX_IN_FLIGHT, MAX_INNER, SIZE_BUCKETS},
@@ -17,6 +17,7 @@ use crate::{
     atomic,
     bound::mask,
     maps::{self, LIVE, count},
+    python,
     slot::{self, InFlight, OLD_FREED, OLD_NONE, OLD_OUTER, OLD_TAKEN, Slot},
     unwind,
 };
@@ -128,7 +129,9 @@ pub fn begin(
     };
     let stack = unwind::walk(config, state, slot, &start);
     let return_address = slot.stack.frames[1];
+    let domain = domain(state, slot, cookie);
     let call = slot.call(depth);
+    call.domain = u64::from(domain);
     call.return_address = return_address;
     call.sp = sp;
     call.cookie = cookie.0;
@@ -146,6 +149,16 @@ pub fn begin(
     }
     slot.depth = depth + 1;
     true
+}
+
+/// libc's blocks may be CPython's.
+#[inline(always)]
+fn domain(state: &ProcessState, slot: &Slot, cookie: Cookie) -> u32 {
+    let domain = u32::from(cookie.domain());
+    if domain == Domain::Native as u32 && python::runs_in(state) {
+        return python::python_domain(slot, state.instance, state.space);
+    }
+    domain
 }
 
 /// realloc may give the old block's address to another thread before it returns: the block leaves `LIVE` now and
@@ -216,7 +229,7 @@ pub fn finish(
     if address == 0 {
         failed(config, state, caller, call);
     } else {
-        commit(config, state, caller, cookie, slot, index, address);
+        commit(config, state, caller, slot, index, address);
     }
     if index == 0 {
         forget_inner(slot);
@@ -271,7 +284,6 @@ fn commit(
     config: &Config,
     state: &mut ProcessState,
     caller: &Caller,
-    cookie: Cookie,
     slot: &mut Slot,
     index: u32,
     address: u64,
@@ -280,7 +292,7 @@ fn commit(
     if call.old_address != 0 {
         release_old(config, state, call);
     }
-    let (bytes, stack) = (call.bytes, call.stack);
+    let (bytes, stack, domain) = (call.bytes, call.stack, call.domain as u32);
     absorb_inner(config, state, slot, address);
     if bytes < config.min_bytes || bytes > config.max_bytes {
         return;
@@ -290,7 +302,7 @@ fn commit(
         // SAFETY: no arguments.
         born_ns: unsafe { bpf_ktime_get_ns() },
         stack,
-        domain: u32::from(cookie.domain()),
+        domain,
         thread: caller.thread,
     };
     if !insert_live(config, state, address, &value) {
@@ -503,6 +515,8 @@ pub fn free(config: &Config, state: &mut ProcessState, cookie: Cookie, address: 
     if address == 0 {
         return;
     }
+    // glibc's hands no block on to another free.
+    let glibc = cookie.has_flag(FLAG_GLIBC);
     let key = LiveKey {
         address,
         instance: state.instance,
@@ -516,10 +530,11 @@ pub fn free(config: &Config, state: &mut ProcessState, cookie: Cookie, address: 
             atomic::sub(&mut state.live_bytes, value.bytes);
             account_free(config, state.instance, &value);
         }
-        remember_freed(address);
+        if !glibc {
+            remember_freed(address);
+        }
         return;
     }
-    let glibc = cookie.has_flag(FLAG_GLIBC);
     if freed_by_inner_call(config, state, address, glibc) || remember_freed(address) {
         return;
     }

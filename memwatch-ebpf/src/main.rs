@@ -24,6 +24,7 @@ mod lifecycle;
 mod mapping;
 mod maps;
 mod probes;
+mod python;
 mod slot;
 mod unwind;
 

@@ -10,7 +10,8 @@ use memwatch_common::{
     Stack,
     counter::COUNTERS,
     limits,
-    unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, Space},
+    python::{PythonProcess, PythonStack},
+    unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
 };
 
 use crate::atomic;
@@ -54,7 +55,29 @@ pub static PAGES: HashMap<PageKey, Page> = HashMap::with_max_entries(limits::ROW
 pub static SPACES: HashMap<u32, Space> =
     HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
 
-/// Rules of addresses that were looked up before.
+/// Another number whenever code of the process was mapped or unmapped, by the low bits of its instance. Two processes
+/// that share a place only look more up than they had to.
+#[map]
+pub static SPACE_VERSIONS: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT as u32, 0);
+
+/// What is known of processes that run CPython, by their instance.
+#[map]
+pub static PYTHONS: HashMap<u32, PythonProcess> =
+    HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
+
+/// Which instance in each place of `SPACE_VERSIONS` runs CPython; saves looking into `PYTHONS` for all others.
+#[map]
+pub static PYTHON_AT: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT as u32, 0);
+
+#[map]
+pub static PYTHON_STACKS: HashMap<u64, PythonStack> =
+    HashMap::with_max_entries(limits::DEFAULT_STACKS, BPF_F_NO_PREALLOC);
+
+/// Stacks that are in `STACKS`, by the high bits of their hash: saves looking there.
+#[map]
+pub static KNOWN_STACKS: Array<u64> = Array::with_max_entries(1 << limits::KNOWN_STACKS_BITS, 0);
+
+/// The numbers of the rules of addresses that were looked up before.
 #[map]
 pub static PC_RULES: Array<CachedRule> = Array::with_max_entries(1 << limits::CACHED_RULES_BITS, 0);
 

@@ -23,14 +23,18 @@ const SEE_RETURN: u32 = 0;
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn alloc_session(context: *mut core::ffi::c_void) -> u32 {
     // SAFETY: the context of a uprobe program.
-    let (registers, entry) = unsafe {
-        let registers = Registers::from_context(context);
-        (registers, bpf_get_func_ip(context) == registers.instruction())
+    let (registers, cookie) = unsafe {
+        let cookie = Cookie(bpf_get_attach_cookie(context));
+        (Registers::from_context(context), cookie)
     };
+    // The return of a free is never asked for.
+    // SAFETY: as above.
+    let entry = cookie.function() == Function::Free as u8
+        || unsafe { bpf_get_func_ip(context) } == registers.instruction();
     if entry {
-        enter(context, registers)
+        enter(cookie, registers)
     } else {
-        leave(context, registers, true);
+        leave(cookie, registers, true);
         SEE_RETURN
     }
 }
@@ -39,8 +43,11 @@ pub extern "C" fn alloc_session(context: *mut core::ffi::c_void) -> u32 {
 #[uprobe]
 pub fn alloc_entry(context: ProbeContext) -> u32 {
     // SAFETY: the context of a uprobe program.
-    let registers = unsafe { Registers::from_context(context.as_ptr()) };
-    enter(context.as_ptr(), registers);
+    let (registers, cookie) = unsafe {
+        let cookie = Cookie(bpf_get_attach_cookie(context.as_ptr()));
+        (Registers::from_context(context.as_ptr()), cookie)
+    };
+    enter(cookie, registers);
     0
 }
 
@@ -48,8 +55,11 @@ pub fn alloc_entry(context: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn alloc_return(context: RetProbeContext) -> u32 {
     // SAFETY: the context of a uprobe program.
-    let registers = unsafe { Registers::from_context(context.as_ptr()) };
-    leave(context.as_ptr(), registers, false);
+    let (registers, cookie) = unsafe {
+        let cookie = Cookie(bpf_get_attach_cookie(context.as_ptr()));
+        (Registers::from_context(context.as_ptr()), cookie)
+    };
+    leave(cookie, registers, false);
     0
 }
 
@@ -72,15 +82,13 @@ fn caller() -> Caller {
 }
 
 #[inline(always)]
-fn enter(context: *mut core::ffi::c_void, registers: Registers<'_>) -> u32 {
+fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
     let Some(config) = maps::config() else {
         return SKIP_RETURN;
     };
     if config.gate == 0 {
         return SKIP_RETURN;
     }
-    // SAFETY: the context of a uprobe program.
-    let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
     if cookie.generation() != config.generation {
         count(Counter::OldGeneration);
         return SKIP_RETURN;
@@ -103,13 +111,11 @@ fn enter(context: *mut core::ffi::c_void, registers: Registers<'_>) -> u32 {
 }
 
 #[inline(always)]
-fn leave(context: *mut core::ffi::c_void, registers: Registers<'_>, every_call_seen: bool) {
+fn leave(cookie: Cookie, registers: Registers<'_>, every_call_seen: bool) {
     let Some(config) = maps::config() else { return };
     if config.gate == 0 {
         return;
     }
-    // SAFETY: the context of a uprobe program.
-    let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
     let caller = caller();
     let Some(state) = maps::process(caller.tgid) else {
         return;

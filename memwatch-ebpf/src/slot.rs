@@ -23,6 +23,8 @@ pub struct InFlight {
     pub sp: u64,
     pub cookie: u64,
     pub bytes: u64,
+    /// Who asked for the block, see [`memwatch_common::Domain`].
+    pub domain: u64,
     /// posix_memalign: where the result will stand.
     pub result_at: u64,
     /// realloc: the block given.
@@ -81,6 +83,9 @@ pub struct Slot {
     pub stack: Stack,
     /// Where the walk is.
     pub frame: Frame,
+    /// The frame was found by its frame pointer, without a rule that says so.
+    pub guessed: u32,
+    pub reserved: u32,
     pub search: Search,
     /// The hash of the frames so far.
     pub hash: u64,
@@ -92,7 +97,7 @@ pub struct Slot {
 
 /// aya-ebpf 0.2 has no task storage; a BTF map definition is a struct of this shape.
 #[repr(C)]
-struct TaskStorage<T> {
+pub struct TaskStorage<T> {
     r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE as usize],
     key: *const i32,
     value: *const T,
@@ -105,42 +110,52 @@ unsafe impl<T> Sync for TaskStorage<T> {}
 
 #[unsafe(link_section = ".maps")]
 #[unsafe(export_name = "SLOTS")]
-static SLOTS: TaskStorage<Slot> = TaskStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
+static SLOTS: TaskStorage<Slot> = TaskStorage::NEW;
 
 const CREATE: u64 = 1;
 
-#[inline(always)]
-fn get(flags: u64) -> Option<&'static mut Slot> {
-    // SAFETY: the helpers take the map and the current task; the result is null or a live value that only this
-    // thread touches.
-    unsafe {
-        let task = bpf_get_current_task_btf();
-        let slot = bpf_task_storage_get(
-            core::ptr::addr_of!(SLOTS).cast_mut().cast(),
-            task,
-            core::ptr::null_mut(),
-            flags,
-        );
-        slot.cast::<Slot>().as_mut()
+impl<T> TaskStorage<T> {
+    pub const NEW: Self = Self {
+        r#type: core::ptr::null(),
+        key: core::ptr::null(),
+        value: core::ptr::null(),
+        max_entries: core::ptr::null(),
+        map_flags: core::ptr::null(),
+    };
+
+    #[inline(always)]
+    fn get(&'static self, flags: u64) -> Option<&'static mut T> {
+        // SAFETY: the helpers take the map and the current task; the result is null or a live value that only this
+        // thread touches.
+        unsafe {
+            let task = bpf_get_current_task_btf();
+            let value = bpf_task_storage_get(
+                core::ptr::from_ref(self).cast_mut().cast(),
+                task,
+                core::ptr::null_mut(),
+                flags,
+            );
+            value.cast::<T>().as_mut()
+        }
+    }
+
+    /// The thread's value, zeroed when it is new; none when there is no memory for it.
+    #[inline(always)]
+    pub fn of_this_thread(&'static self) -> Option<&'static mut T> {
+        self.get(CREATE)
     }
 }
 
 /// The thread's slot, if it has one.
 #[inline(always)]
 pub fn existing() -> Option<&'static mut Slot> {
-    get(0)
+    SLOTS.get(0)
 }
 
 /// The thread's slot; the loss is counted when there is none to be had.
 #[inline(always)]
 pub fn current() -> Option<&'static mut Slot> {
-    let slot = get(CREATE);
+    let slot = SLOTS.of_this_thread();
     if slot.is_none() {
         count(Counter::SlotUnavailable);
     }

@@ -1,25 +1,22 @@
 //! Taking the stack of the current thread, with the compact unwind tables of its files. Everything else sees only
 //! `walk`.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::{
-    bpf_probe_read_kernel,
-    generated::{bpf_loop, bpf_probe_read_user},
-};
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_probe_read_user};
 use memwatch_common::{
-    Config, Counter, ProcessState,
-    limits::{CACHED_RULES_BITS, MAX_FRAMES, MAX_IN_FLIGHT, STACK_CHUNK},
+    Config, Counter, ProcessState, Stack,
+    limits::{CACHED_RULES_BITS, KNOWN_STACKS_BITS, MAX_FRAMES, MAX_IN_FLIGHT, STACK_CHUNK},
     stack::{STACK_BROKEN, STACK_COMPLETE, STACK_TRUNCATED, STACK_UNKNOWN},
     unwind::{
-        BLOCK_ROWS, CachedRule, MAX_RANGES, PAGE_SHIFT, Page, PageKey, Rule, SEARCH_STEPS, Space, UNMAPPED,
-        x86_64::{CFA_NONE, CFA_RBP, CFA_RSP, FRAME_NO_RBP, Frame, RA_AT_CFA, RBP_AT_CFA, RBP_SAME, Step},
+        BLOCK_ROWS, CachedRule, MAX_RANGES, PAGE_SHIFT, Page, PageKey, RULE_ENTRY, RULE_FRAME_POINTER,
+        RULE_NONE, RULE_UNMAPPED, Rule, SEARCH_STEPS, Space, code_place,
+        x86_64::{CFA_RBP, CFA_RSP, FRAME_NO_RBP, Frame, RA_AT_CFA, RBP_AT_CFA, RBP_SAME, Step},
     },
 };
 
 use crate::{
     bound::mask,
-    maps::{PAGES, PC_RULES, ROWS, RULES, SPACES, STACKS, count},
+    maps::{KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, count},
+    python,
     slot::Slot,
 };
 
@@ -54,31 +51,13 @@ fn read(to: *mut u64, bytes: u32, from: u64) -> bool {
     unsafe { bpf_probe_read_user(to.cast(), bytes, from as *const _) == 0 }
 }
 
-/// What one step of the walk needs, beside the slot. The body of `bpf_loop` is verified once, whatever the number
-/// of rounds (Linux 5.17).
-#[repr(C)]
-struct Walk {
-    slot: *mut Slot,
-    /// Null when the process's code is not known.
-    space: *const Space,
-    space_id: u32,
-    version: u32,
-    max_frames: u32,
-    flags: u32,
-    /// The frame was found by its frame pointer, without a rule that says so.
-    guessed: u32,
-    reserved: u32,
-}
-
-const GO_ON: i64 = 0;
-const STOP: i64 = 1;
-
 /// Walks the stack and gives back its hash, by which it stands in `STACKS` from now on.
 #[inline(always)]
 pub fn walk(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Start) -> u64 {
     slot.stack.count = 0;
     slot.hash = 0x9E37_79B9_7F4A_7C15;
     slot.chunk_bytes = 0;
+    slot.guessed = 0;
     slot.frame = Frame::first(start.ip, start.sp, start.fp);
     let flags = frames(config, state, slot);
     slot.stack.flags = flags;
@@ -87,88 +66,75 @@ pub fn walk(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Star
     } else if flags & STACK_BROKEN != 0 {
         count(Counter::StackBroken);
     }
+    slot.stack.python = if python::runs_in(state) {
+        python::walk(config, state)
+    } else {
+        0
+    };
+    slot.hash ^= slot.stack.python;
     keep(slot)
 }
 
 #[inline(always)]
 fn frames(config: &Config, state: &ProcessState, slot: &mut Slot) -> u32 {
-    let mut walk = Walk {
-        slot,
-        space: core::ptr::null(),
-        space_id: state.instance,
-        version: 0,
-        max_frames: config.max_frames,
-        flags: STACK_TRUNCATED,
-        guessed: 0,
-        reserved: 0,
-    };
-    let mut space = SPACES.get_ptr(&state.instance);
-    if space.is_none() && state.space != 0 {
-        walk.space_id = state.space;
-        space = SPACES.get_ptr(&state.space);
-    }
-    if let Some(space) = space {
-        walk.space = space;
-        // SAFETY: a live map value.
-        walk.version = unsafe { (*space).version };
-    }
-    // SAFETY: the helper calls `step` with the pointer to `walk`, which outlives the call.
-    unsafe {
-        bpf_loop(
-            MAX_FRAMES as u32 + 1,
-            step as *mut c_void,
-            (&raw mut walk).cast(),
-            0,
-        );
-    }
-    walk.flags
+    let version = SPACE_VERSIONS.get(code_place(state.instance)).copied();
+    let seed = CachedRule::seed(state.instance, version.unwrap_or(0));
+    let from = u64::from(state.instance) | u64::from(state.space) << 32;
+    walk_frames(slot, seed, from, config.max_frames)
 }
 
-/// One frame: keeps its address and goes to its caller.
-unsafe extern "C" fn step(index: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: `bpf_loop` hands on the pointer that `frames` gave it; the slot in it is this thread's.
-    let (walk, slot) = unsafe {
-        let walk = &mut *walk;
-        let slot = &mut *walk.slot;
-        (walk, slot)
-    };
-    if slot.stack.count >= walk.max_frames {
-        return STOP;
-    }
-    let frame = slot.frame;
-    let key = u64::from(walk.space_id) | u64::from(walk.version) << 32;
-    let mut rule = Rule::default();
-    rule_at(walk.slot, walk.space, frame.lookup_address(), key, &raw mut rule);
-    let known = rule.cfa_kind != CFA_NONE;
-    if !known && rule.reserved == UNMAPPED && walk.guessed != 0 {
-        // What the frame pointer led to is no code: it was not one.
-        return stop(walk, STACK_BROKEN, Counter::StackNoRule);
-    }
-    push(slot, frame.rip);
-    if !known {
-        if index == 0 {
+/// From the slot's frame outwards; gives the stack's flags. `seed` stands for the process's code as it is mapped now.
+/// `from` is its instance and, above, the one whose code it began with, or 0.
+///
+/// A global function, as all below that the loop calls: the verifier looks at it once, with any arguments, instead of
+/// once for each state in which it is called. Their pointers may be null as far as the verifier knows. The loop
+/// itself calls nothing for a frame whose rule is remembered: each return costs dearly where the kernel guards returns.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_frames(slot_at: *mut Slot, seed: u64, from: u64, max_frames: u32) -> u32 {
+    for index in 0..=MAX_FRAMES {
+        // SAFETY: null or this thread's slot.
+        let Some(slot) = (unsafe { slot_at.as_mut() }) else {
+            return STACK_BROKEN;
+        };
+        if slot.stack.count >= max_frames {
+            return STACK_TRUNCATED;
+        }
+        let number = rule_number(slot_at, slot.frame.lookup_address(), seed, from);
+        if number == RULE_UNMAPPED && slot.guessed != 0 {
+            // What the frame pointer led to is no code: it was not one.
+            return stop(Counter::StackNoRule);
+        }
+        push(slot);
+        let known = number != RULE_NONE && number != RULE_UNMAPPED;
+        let number = if known {
+            number
+        } else if index == 0 {
             // Probes sit where nothing has been pushed yet.
-            rule = Rule::ENTRY;
-        } else if frame.rbp == 0 {
-            walk.flags = STACK_COMPLETE;
-            return STOP;
+            RULE_ENTRY
+        } else if slot.frame.rbp == 0 {
+            return STACK_COMPLETE;
         } else {
-            rule = Rule::FRAME_POINTER;
+            RULE_FRAME_POINTER
+        };
+        slot.guessed = u32::from(!known && index != 0);
+        let Some(rule) = RULES.get(u32::from(number)) else {
+            return stop(Counter::StackNoRule);
+        };
+        if simple_step(slot_at, slot, rule) {
+            continue;
+        }
+        match take_step(slot_at, rule) {
+            NEXT => {}
+            END => return STACK_COMPLETE,
+            UNSUPPORTED => return stop(Counter::StackUnsupported),
+            NO_REGISTER => return stop(Counter::StackNoRegister),
+            UNREADABLE => return stop(Counter::StackUnreadable),
+            NOT_ABOVE if known => return stop(Counter::StackNotAbove),
+            _ => return stop(Counter::StackNoRule),
         }
     }
-    walk.guessed = u32::from(!known && index != 0);
-    match take_step(slot, &raw const rule) {
-        NEXT => GO_ON,
-        END => {
-            walk.flags = STACK_COMPLETE;
-            STOP
-        }
-        UNSUPPORTED => stop(walk, STACK_BROKEN, Counter::StackUnsupported),
-        NO_REGISTER => stop(walk, STACK_BROKEN, Counter::StackNoRegister),
-        UNREADABLE => stop(walk, STACK_BROKEN, Counter::StackUnreadable),
-        NOT_ABOVE if known => stop(walk, STACK_BROKEN, Counter::StackNotAbove),
-        _ => stop(walk, STACK_BROKEN, Counter::StackNoRule),
-    }
+    STACK_TRUNCATED
 }
 
 const NEXT: u32 = Step::Next as u32;
@@ -178,20 +144,68 @@ const NO_REGISTER: u32 = Step::NoRegister as u32;
 const UNREADABLE: u32 = Step::Unreadable as u32;
 const NOT_ABOVE: u32 = Step::NotAbove as u32;
 
-/// Goes from the slot's frame to its caller; a [`Step`].
+/// The step of nearly all frames, whose rules need the two words below the canonical frame address at most. False, and
+/// nothing has changed, when it is not that simple.
+#[inline(always)]
+fn simple_step(slot_at: *mut Slot, slot: &mut Slot, rule: &Rule) -> bool {
+    let base = if rule.cfa_kind == CFA_RSP {
+        slot.frame.rsp
+    } else if rule.cfa_kind == CFA_RBP && slot.frame.flags & FRAME_NO_RBP == 0 {
+        slot.frame.rbp
+    } else {
+        return false;
+    };
+    if rule.ra_kind != RA_AT_CFA || rule.rbp_kind > RBP_AT_CFA {
+        return false;
+    }
+    let cfa = base.wrapping_add(i64::from(rule.cfa_offset) as u64);
+    if cfa <= slot.frame.rsp || cfa & 7 != 0 {
+        return false;
+    }
+    let at = cfa.wrapping_add(i64::from(rule.ra_offset) as u64);
+    let with_rbp = rule.rbp_kind == RBP_AT_CFA;
+    let rbp_at = cfa.wrapping_add(i64::from(rule.rbp_offset) as u64);
+    // The lower word first: a chunk that begins there holds both.
+    let rbp = if with_rbp {
+        let Some(rbp) = word(slot_at, slot, rbp_at) else {
+            return false;
+        };
+        rbp
+    } else {
+        slot.frame.rbp
+    };
+    let Some(mut rip) = word(slot_at, slot, at) else {
+        return false;
+    };
+    if rip & (PAGE - 1) == 0 {
+        rip = behind_probe(slot_at, at, rip);
+        if rip == 0 {
+            return false;
+        }
+    }
+    if with_rbp {
+        slot.frame.flags = 0;
+    } else {
+        slot.frame.flags &= FRAME_NO_RBP;
+    }
+    slot.frame.rbp = rbp;
+    slot.frame.rip = rip;
+    slot.frame.rsp = cfa;
+    slot.frame.context = 0;
+    true
+}
+const _: () = assert!(RBP_SAME < RBP_AT_CFA);
+
+/// Goes from the slot's frame to its caller by any rule; a [`Step`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take_step(slot: *mut Slot, rule: *const Rule) -> u32 {
-    // SAFETY: null or this thread's slot, and null or a live rule on the caller's stack.
+    // SAFETY: null or this thread's slot, and null or a live map value.
     let (Some(slot), Some(rule)) = (unsafe { slot.as_mut() }, unsafe { rule.as_ref() }) else {
         return Step::NoRule as u32;
     };
     let mut frame = slot.frame;
-    let result = if is_simple(rule) {
-        simple_step(slot, rule, &mut frame)
-    } else {
-        rule.step(&mut frame, read_word)
-    };
+    let result = rule.step(&mut frame, read_word);
     if let Step::Next = result {
         slot.frame = frame;
     }
@@ -199,16 +213,16 @@ extern "C" fn take_step(slot: *mut Slot, rule: *const Rule) -> u32 {
 }
 
 #[inline(always)]
-fn stop(walk: &mut Walk, flags: u32, reason: Counter) -> i64 {
-    walk.flags = flags;
+fn stop(reason: Counter) -> u32 {
     count(reason);
-    STOP
+    STACK_BROKEN
 }
 
-/// Adds a frame. The number of frames lives in the slot, not in a register: the verifier would follow each number
+/// Adds the slot's frame. The number of frames lives in the slot, not in a register: the verifier would follow each number
 /// as a case of its own.
 #[inline(always)]
-fn push(slot: &mut Slot, address: u64) {
+fn push(slot: &mut Slot) {
+    let address = slot.frame.rip;
     // SAFETY: reads the slot; volatile, so that the compiler does not keep the number in a register.
     let n = unsafe { core::ptr::read_volatile(&raw const slot.stack.count) };
     if n as usize >= MAX_FRAMES {
@@ -221,61 +235,55 @@ fn push(slot: &mut Slot, address: u64) {
     slot.hash = hash ^ hash >> 32;
 }
 
-/// The rule for an address of the process, remembered from the last time or looked up.
-///
-/// A global function, as `look_up` and `take_step` are: the verifier looks at it once, with any arguments, instead of
-/// once for each state in which it is called. Its pointers may be null as far as the verifier knows.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn rule_at(slot: *mut Slot, space: *const Space, pc: u64, key: u64, rule: *mut Rule) -> u32 {
-    // SAFETY: null or a live rule on the caller's stack.
-    let Some(rule) = (unsafe { rule.as_mut() }) else {
-        return 0;
-    };
-    let entry = PC_RULES.get_ptr_mut(CachedRule::slot(pc, key, CACHED_RULES_BITS));
-    // SAFETY: a live map value; what another processor is writing meanwhile is found by its check.
-    let Some(entry) = entry.map(|entry| unsafe { &mut *entry }) else {
-        return 0;
-    };
-    if let Some(known) = entry.rule_for(pc, key) {
-        *rule = known;
-        return 1;
+/// The number of the rule for an address of the process, remembered from the last time or looked up.
+#[inline(always)]
+fn rule_number(slot: *mut Slot, pc: u64, seed: u64, from: u64) -> u16 {
+    let hash = CachedRule::hash(pc, seed);
+    let entry = PC_RULES.get(CachedRule::place(hash, CACHED_RULES_BITS));
+    match entry.and_then(|entry| entry.rule_for(hash)) {
+        Some(number) => number,
+        None => new_rule_number(slot, pc, hash, from) as u16,
     }
-    if space.is_null() || look_up(slot, space, pc, rule) == 0 {
-        rule.reserved = UNMAPPED;
-    }
-    *entry = CachedRule::new(pc, key, *rule);
-    1
 }
 
-/// Looks a rule up in the tables: not 0 when a known file is mapped at `pc`.
+/// Looks the number of an address's rule up, and remembers it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn look_up(slot: *mut Slot, space: *const Space, pc: u64, rule: *mut Rule) -> u32 {
-    // SAFETY: each is null or what the caller has: this thread's slot, a live map value, a rule on its stack.
-    let (Some(slot), Some(space), Some(rule)) =
-        (unsafe { slot.as_mut() }, unsafe { space.as_ref() }, unsafe {
-            rule.as_mut()
-        })
-    else {
-        return 0;
+extern "C" fn new_rule_number(slot: *mut Slot, pc: u64, hash: u64, from: u64) -> u32 {
+    let space = SPACES
+        .get_ptr(&(from as u32))
+        .or_else(|| SPACES.get_ptr(&((from >> 32) as u32)));
+    let number = match space {
+        Some(space) => look_up(slot, space, pc),
+        None => u32::from(RULE_UNMAPPED),
+    };
+    if let Some(entry) = PC_RULES.get_ptr_mut(CachedRule::place(hash, CACHED_RULES_BITS)) {
+        // SAFETY: a live map value, one aligned word.
+        unsafe { *entry = CachedRule::new(hash, number as u16) };
+    }
+    number
+}
+
+/// Looks the number of a rule up in the tables.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn look_up(slot: *mut Slot, space: *const Space, pc: u64) -> u32 {
+    // SAFETY: each is null or what the caller has: this thread's slot, a live map value.
+    let (Some(slot), Some(space)) = (unsafe { slot.as_mut() }, unsafe { space.as_ref() }) else {
+        return u32::from(RULE_UNMAPPED);
     };
     let Some((object, address)) = place(&mut slot.search, space, pc) else {
-        return 0;
+        return u32::from(RULE_UNMAPPED);
     };
     let key = PageKey {
         object,
         page: (address >> PAGE_SHIFT) as u32,
     };
     // SAFETY: a live map value; pages are never changed.
-    let Some(page) = (unsafe { PAGES.get(&key) }) else {
-        return 1;
-    };
-    let number = row_at(&mut slot.search, page, address as u16);
-    if let Some(found) = RULES.get(number) {
-        *rule = *found;
+    match unsafe { PAGES.get(&key) } {
+        Some(page) => row_at(&mut slot.search, page, address as u16),
+        None => u32::from(RULE_NONE),
     }
-    1
 }
 
 /// The state of a binary search, in memory: in registers the verifier would follow every way through it.
@@ -369,53 +377,6 @@ fn row_at(search: &mut Search, page: &Page, pc_low: u16) -> u32 {
     unsafe { core::ptr::read_volatile(&raw const search.rule) as u32 }
 }
 
-/// The rules of nearly all frames: they need the two words below the canonical frame address at most. Apart from the
-/// others so that the verifier does not follow the reads of all kinds in all orders.
-#[inline(always)]
-fn is_simple(rule: &Rule) -> bool {
-    (rule.cfa_kind == CFA_RSP || rule.cfa_kind == CFA_RBP)
-        && rule.ra_kind == RA_AT_CFA
-        && (rule.rbp_kind == RBP_SAME || rule.rbp_kind == RBP_AT_CFA)
-}
-
-/// [`Rule::step`] for simple rules, with reads out of the chunk.
-#[inline(always)]
-fn simple_step(slot: &mut Slot, rule: &Rule, frame: &mut Frame) -> Step {
-    let base = if rule.cfa_kind == CFA_RSP {
-        frame.rsp
-    } else {
-        frame.rbp
-    };
-    if rule.cfa_kind == CFA_RBP && frame.flags & FRAME_NO_RBP != 0 {
-        return Step::NoRegister;
-    }
-    let cfa = base.wrapping_add(i64::from(rule.cfa_offset) as u64);
-    if cfa <= frame.rsp || cfa & 7 != 0 {
-        return Step::NotAbove;
-    }
-    let mut flags = frame.flags & FRAME_NO_RBP;
-    if rule.rbp_kind == RBP_AT_CFA {
-        let Some(rbp) = word(slot, cfa.wrapping_add(i64::from(rule.rbp_offset) as u64)) else {
-            return Step::Unreadable;
-        };
-        frame.rbp = rbp;
-        flags = 0;
-    }
-    let at = cfa.wrapping_add(i64::from(rule.ra_offset) as u64);
-    let Some(found) = word(slot, at) else {
-        return Step::Unreadable;
-    };
-    let rip = behind_probe(slot, at, found);
-    if rip == 0 {
-        return Step::End;
-    }
-    frame.rip = rip;
-    frame.rsp = cfa;
-    frame.context = 0;
-    frame.flags = flags;
-    Step::Next
-}
-
 /// One word of user memory.
 #[inline(always)]
 fn read_word(address: u64) -> Option<u64> {
@@ -425,12 +386,11 @@ fn read_word(address: u64) -> Option<u64> {
 
 /// A word of the user's stack, out of the chunk when it is in it.
 #[inline(always)]
-fn word(slot: &mut Slot, address: u64) -> Option<u64> {
+fn word(slot_at: *mut Slot, slot: &mut Slot, address: u64) -> Option<u64> {
     let mut offset = address.wrapping_sub(slot.chunk_at);
-    if offset > STACK_CHUNK as u64 || offset + 8 > slot.chunk_bytes || offset & 7 != 0 {
-        slot.chunk_at = address;
-        slot.chunk_bytes = load(&mut slot.chunk, address);
-        if slot.chunk_bytes == 0 {
+    // What lies below the chunk is out of it too, as the difference has no sign. All sizes are multiples of 8.
+    if offset >= slot.chunk_bytes || offset & 7 != 0 {
+        if load_chunk(slot_at, address) == 0 {
             return None;
         }
         offset = 0;
@@ -439,15 +399,41 @@ fn word(slot: &mut Slot, address: u64) -> Option<u64> {
     Some(unsafe { *slot.chunk.get_unchecked(mask::<CHUNK_MASK>(offset >> 3)) })
 }
 
-/// A pending return probe of ours has put its own address in place of the caller's; that one was kept.
-#[inline(always)]
-fn behind_probe(slot: &Slot, address: u64, found: u64) -> u64 {
-    // The kernel's trampoline begins a page. Anything else is a true return address: the call was abandoned and
-    // something else stands there now.
-    const PAGE: u64 = 4096;
-    if found & (PAGE - 1) != 0 {
-        return found;
+/// Copies the piece of the stack from `from` on, less of it near the stack's end. 0 when nothing could be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn load_chunk(slot: *mut Slot, from: u64) -> u32 {
+    // SAFETY: null or this thread's slot.
+    let Some(slot) = (unsafe { slot.as_mut() }) else {
+        return 0;
+    };
+    let to = slot.chunk.as_mut_ptr();
+    slot.chunk_at = from;
+    slot.chunk_bytes = 0;
+    if read(to, STACK_CHUNK as u32, from) {
+        slot.chunk_bytes = STACK_CHUNK as u64;
+    } else if read(to, 256, from) {
+        slot.chunk_bytes = 256;
+    } else if read(to, 8, from) {
+        slot.chunk_bytes = 8;
+    } else {
+        return 0;
     }
+    1
+}
+
+/// The kernel's trampoline for return probes begins a page.
+const PAGE: u64 = 4096;
+
+/// A pending return probe of ours has put the trampoline's address in place of the caller's; that one was kept.
+/// Anything else at a page's beginning is given back as it is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn behind_probe(slot: *const Slot, address: u64, found: u64) -> u64 {
+    // SAFETY: null or this thread's slot.
+    let Some(slot) = (unsafe { slot.as_ref() }) else {
+        return found;
+    };
     let mut value = found;
     for index in 0..MAX_IN_FLIGHT {
         // SAFETY: reads the slot; volatile, so that the verifier does not follow each depth as a case of its own.
@@ -460,22 +446,6 @@ fn behind_probe(slot: &Slot, address: u64, found: u64) -> u64 {
     value
 }
 
-/// Copies a piece of the stack, less of it near the stack's end. Gives back how many bytes are there.
-#[inline(always)]
-fn load(chunk: &mut [u64; CHUNK_WORDS], from: u64) -> u64 {
-    let to = chunk.as_mut_ptr();
-    if read(to, STACK_CHUNK as u32, from) {
-        return STACK_CHUNK as u64;
-    }
-    if read(to, 256, from) {
-        return 256;
-    }
-    if read(to, 8, from) {
-        return 8;
-    }
-    0
-}
-
 /// Puts the stack into `STACKS` unless it is there already.
 #[inline(always)]
 fn keep(slot: &mut Slot) -> u64 {
@@ -484,16 +454,32 @@ fn keep(slot: &mut Slot) -> u64 {
     if hash == STACK_UNKNOWN {
         hash = 1;
     }
+    let place = KNOWN_STACKS.get_ptr_mut((hash >> (64 - KNOWN_STACKS_BITS)) as u32);
+    // SAFETY: a live map value, one aligned word.
+    if place.is_some_and(|place| unsafe { *place } == hash) {
+        return hash;
+    }
+    let stored = store(hash, stack);
+    if let Some(place) = place.filter(|_| stored) {
+        // SAFETY: as above. Stacks are never taken out.
+        unsafe { *place = hash };
+    }
+    if stored { hash } else { STACK_UNKNOWN }
+}
+
+/// True when the stack is in `STACKS` afterwards.
+#[inline(always)]
+fn store(hash: u64, stack: &Stack) -> bool {
     // SAFETY: a live map value that is never written after it was inserted.
     if let Some(known) = unsafe { STACKS.get(&hash) } {
         if known.count != stack.count || known.frames[1] != stack.frames[1] {
             count(Counter::StackCollision);
         }
-        return hash;
+        return true;
     }
-    if STACKS.insert(&hash, stack, 0).is_err() {
+    let stored = STACKS.insert(&hash, stack, 0).is_ok();
+    if !stored {
         count(Counter::StacksFull);
-        return STACK_UNKNOWN;
     }
-    hash
+    stored
 }

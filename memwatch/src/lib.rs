@@ -8,6 +8,7 @@ pub mod format;
 pub mod model;
 mod pipe;
 pub mod probe;
+pub mod python;
 pub mod record;
 pub mod screen;
 pub mod store;

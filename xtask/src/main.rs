@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod deny;
 mod leaky;
+mod python_layouts;
 mod run;
 mod setup;
 mod shell;
@@ -46,6 +47,8 @@ enum Chore {
     Bench(bench::Options),
     /// Check licences, sources and duplicates of all dependencies; known vulnerabilities where the database is in reach
     Deny,
+    /// Make the table of CPython's structure offsets from headers
+    PythonLayouts(python_layouts::Options),
     /// Be a program that leaks: what `cargo xtask run` watches
     Leaky(leaky::Options),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Verify => test::verify(),
         Chore::Bench(options) => bench::run(&options),
         Chore::Deny => deny::run(),
+        Chore::PythonLayouts(options) => python_layouts::run(&options),
         Chore::Leaky(options) => leaky::run(&options),
     };
     result.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)

@@ -1,13 +1,13 @@
 //! `top` and `diff` of recordings.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
 
 use super::error::{ExitCode, Failure};
 use super::output::{Flow, Output};
-use super::resolve::{Command, Format, Resolved, Span, Verbosity};
+use super::resolve::{Command, Format, Resolved, Screen, Span, Verbosity};
 use super::units::When;
 use crate::controller::{Printer, usage};
 use crate::model::report::{Kind, Report};
@@ -16,6 +16,9 @@ use crate::store::{self, Ending, Recording, TickInfo};
 
 pub fn run(resolved: &Resolved, color: bool) -> Result<ExitCode> {
     let output = Output::open(&resolved.output.destination)?;
+    if resolved.screen(std::io::stdout().is_terminal()) == Screen::Full {
+        return screen(resolved, color);
+    }
     let printer = Printer::new(resolved, resolved.output.format.unwrap_or(Format::Text), color);
     let mut view = View {
         resolved,
@@ -41,6 +44,23 @@ pub fn run(resolved: &Resolved, color: bool) -> Result<ExitCode> {
         }
         _ => Ok(ExitCode::Done),
     }
+}
+
+fn screen(resolved: &Resolved, color: bool) -> Result<ExitCode> {
+    let (Command::TopFile { path, span } | Command::DiffFile { path, span }) = &resolved.command else {
+        return Err(anyhow!("this command has no screen"));
+    };
+    let recording = open(path, resolved)?;
+    let (first, last) = indexes(&recording, *span)?;
+    let baseline = matches!(resolved.command, Command::DiffFile { .. }).then_some(first);
+    crate::screen::recorded::run(
+        recording,
+        last,
+        baseline,
+        &path.display().to_string(),
+        resolved,
+        color,
+    )
 }
 
 struct View<'a> {

@@ -91,6 +91,17 @@ pub enum Command {
     BenchFloor,
 }
 
+impl Command {
+    const fn has_screen(&self) -> bool {
+        match self {
+            Self::Top | Self::Diff { .. } | Self::DiffFile { .. } => true,
+            // Every tick was asked for, one after the other.
+            Self::TopFile { span, .. } => span.from.is_none(),
+            _ => false,
+        }
+    }
+}
+
 /// Which processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetSpec {
@@ -180,6 +191,8 @@ pub struct Resolved {
     pub fail_on_growth: Option<u64>,
     pub scope: ScopeChoice,
     pub method: Method,
+    /// Whether to show the lines of Python programs.
+    pub python: bool,
     pub output: OutputSpec,
 }
 
@@ -190,7 +203,7 @@ impl Resolved {
             None if stdout_is_terminal
                 && self.output.destination == Destination::Stdout
                 && self.ticks != Some(1)
-                && matches!(self.command, Command::Top | Command::Diff { .. }) =>
+                && self.command.has_screen() =>
             {
                 Screen::Full
             }
@@ -288,6 +301,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         fail_on_growth: arguments.limits.fail_on_growth,
         scope,
         method,
+        python: arguments.other.python.as_deref() != Some("off"),
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -312,6 +326,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
+        python: false,
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -340,6 +355,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
+        python: false,
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

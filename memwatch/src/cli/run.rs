@@ -11,10 +11,10 @@ use super::{
     args::Cli,
     doctor,
     error::{ExitCode, Failure, is_broken_pipe},
-    output::Output,
+    output::{Destination, Output},
     read::ReadError,
     recorded, report,
-    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, Verbosity},
+    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, UsageError, Verbosity},
 };
 use crate::{
     controller::{self, Printer},
@@ -88,6 +88,7 @@ pub fn settings(resolved: &Resolved) -> Result<Settings> {
         follow: resolved.follow,
         scope: resolved.scope,
         method: resolved.method,
+        python: resolved.python,
     })
 }
 
@@ -123,6 +124,14 @@ fn watch(resolved: &Resolved) -> Result<ExitCode> {
 /// `memwatch record`
 fn record(resolved: &Resolved, most_bytes: u64) -> Result<ExitCode> {
     let settings = settings(resolved)?;
+    if resolved.output.destination == Destination::Stdout && std::io::stdout().is_terminal() {
+        let error = UsageError::Value {
+            option: "--output",
+            value: "-".to_owned(),
+            reason: "a recording is no text for a terminal; name a file, or pipe it on".to_owned(),
+        };
+        return Err(error.into());
+    }
     let output = Output::open(&resolved.output.destination)?;
     let runtime = runtime()?;
     let watch = start::start(&settings, &mut progress(resolved))?;

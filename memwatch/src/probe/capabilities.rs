@@ -15,6 +15,7 @@ pub struct TaskLayout {
     pub sas_size: u32,
     pub mm: u32,
     pub mm_brk: u32,
+    pub fsbase: u32,
 }
 
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -35,6 +36,7 @@ impl TaskLayout {
             sas_size: offset(&btf, "task_struct", "sas_ss_size")?,
             mm: offset(&btf, "task_struct", "mm")?,
             mm_brk: offset(&btf, "mm_struct", "brk")?,
+            fsbase: thread_pointer(&btf)?,
         })
     }
 
@@ -47,7 +49,13 @@ impl TaskLayout {
         config.task_sas_size = self.sas_size;
         config.task_mm = self.mm;
         config.mm_brk = self.mm_brk;
+        config.task_fsbase = self.fsbase;
     }
+}
+
+/// Where user space's thread pointer is kept. x86-64; other processors have it elsewhere.
+fn thread_pointer(btf: &Btf) -> Result<u32> {
+    Ok(offset(btf, "task_struct", "thread")? + offset(btf, "thread_struct", "fsbase")?)
 }
 
 /// The byte offset of a member, also inside unnamed structs and unions.

@@ -87,6 +87,7 @@ impl KernelSide {
             .map_max_entries("LIVE", bounds.live_blocks)
             .map_max_entries("SITES", bounds.sites)
             .map_max_entries("STACKS", bounds.stacks)
+            .map_max_entries("PYTHON_STACKS", bounds.stacks)
             .map_max_entries("PROCESSES", bounds.processes)
             .load(OBJECT)
             .context("cannot load the kernel side")?;
@@ -107,7 +108,7 @@ impl KernelSide {
             task_sas_size: 0,
             task_mm: 0,
             mm_brk: 0,
-            reserved: 0,
+            task_fsbase: 0,
         };
         layout.write_to(&mut config);
         set_array(&mut ebpf, "NEXT_INSTANCE", FIRST_KERNEL_INSTANCE)?;

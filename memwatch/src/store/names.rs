@@ -33,6 +33,15 @@ struct SavedStack {
 const KINDS: [FrameKind; 3] = [FrameKind::Native, FrameKind::Python, FrameKind::Kernel];
 const INLINED: u8 = 0x80;
 
+/// The index in [`KINDS`].
+const fn kind_number(kind: FrameKind) -> u8 {
+    match kind {
+        FrameKind::Native => 0,
+        FrameKind::Python => 1,
+        FrameKind::Kernel => 2,
+    }
+}
+
 /// The writer's side: what was sent, and what is to be sent with the next tick.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
@@ -157,9 +166,11 @@ impl Interner {
         next
     }
 
-    pub fn forget(&mut self, instance: u32) {
-        self.known.retain(|(of, _), _| *of != instance);
-        self.raw.retain(|(of, _)| *of != instance);
+    pub fn forget(&mut self, instances: &HashSet<u32>) {
+        if !instances.is_empty() {
+            self.known.retain(|(of, _), _| !instances.contains(of));
+            self.raw.retain(|(of, _)| !instances.contains(of));
+        }
     }
 
     /// Writes what is new since the last call.
@@ -173,7 +184,7 @@ impl Interner {
 
 impl SavedFrame {
     fn put(&self, out: &mut Vec<u8>, last: &mut (u64, u32)) {
-        out.push(self.kind as u8 | if self.inlined { INLINED } else { 0 });
+        out.push(kind_number(self.kind) | if self.inlined { INLINED } else { 0 });
         for text in [self.function, self.file, self.module, self.build_id] {
             put(out, u64::from(text));
         }
@@ -356,5 +367,57 @@ impl StackNames for SavedNames {
             truncated: true,
             ..NamedStack::default()
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_frame_has_its_number() {
+        for (index, kind) in KINDS.into_iter().enumerate() {
+            assert_eq!(usize::from(kind_number(kind)), index);
+        }
+    }
+
+    /// One process after the other gives the same names, and only the first time they are written.
+    #[test]
+    fn a_name_is_written_once() {
+        let frame = |line| Frame {
+            function: Some("grow".into()),
+            file: Some("cache.c".into()),
+            line,
+            offset: Some(3),
+            inlined: line.is_none(),
+            ..Frame::default()
+        };
+        let stack = NamedStack {
+            frames: vec![frame(Some(7)), frame(None), frame(Some(7))],
+            truncated: true,
+            raw: false,
+        };
+        let (mut interner, mut saved) = (Interner::default(), SavedNames::default());
+        let mut sizes = Vec::new();
+        for instance in 1..=2 {
+            let mut raw = Vec::new();
+            interner.add(instance, 99, &stack);
+            interner.add(instance, 99, &stack);
+            interner.send(&mut raw);
+            sizes.push(raw.len());
+            let mut input = Input::new(&raw);
+            while let Some((section, bytes)) = crate::store::section::next(&mut input).unwrap() {
+                match section {
+                    Section::Strings => saved.read_strings(bytes, &Bounds::SMALL).unwrap(),
+                    Section::Frames => saved.read_frames(bytes).unwrap(),
+                    Section::Stacks => saved.read_stacks(bytes).unwrap(),
+                    _ => saved.read_known(bytes).unwrap(),
+                }
+            }
+            assert_eq!(saved.get(instance, 99).as_ref(), Some(&stack));
+        }
+        assert!(sizes[1] < 15 && sizes[0] > 30, "{sizes:?}");
+        assert_eq!(saved.get(3, 99), None);
+        assert!(saved.stack(3, 99).truncated);
     }
 }

@@ -39,6 +39,16 @@ const MAPPINGS: [Option<MappingKind>; 4] = [
     Some(MappingKind::Reserved),
 ];
 
+/// The index in [`MAPPINGS`].
+const fn mapping_number(mapping: Option<MappingKind>) -> u8 {
+    match mapping {
+        None => 0,
+        Some(MappingKind::Anonymous) => 1,
+        Some(MappingKind::File) => 2,
+        Some(MappingKind::Reserved) => 3,
+    }
+}
+
 /// Gaps between site numbers, then one for each of the four counts, then the histograms.
 const COLUMNS: usize = 9;
 const GAPS: usize = 0;
@@ -61,8 +71,7 @@ impl Sites {
             if self.add(id) {
                 put(out, u64::from(id.instance));
                 out.push(id.domain as u8);
-                let mapping = MAPPINGS.iter().position(|mapping| *mapping == id.mapping);
-                out.push(mapping.unwrap_or(0) as u8);
+                out.push(mapping_number(id.mapping));
                 out.extend_from_slice(&id.stack.to_le_bytes());
             }
         }
@@ -368,4 +377,65 @@ fn read_columns<const N: usize>(bytes: &[u8]) -> Result<[Input<'_>; N], Bad> {
         *column = Input::new(input.bytes()?);
     }
     Ok(columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_mapping_has_its_number() {
+        for (index, mapping) in MAPPINGS.into_iter().enumerate() {
+            assert_eq!(usize::from(mapping_number(mapping)), index);
+        }
+    }
+
+    fn totals() -> impl Strategy<Value = SiteTotals> {
+        let number = || prop_oneof![0..50_u64, 0..1_u64 << 40];
+        let buckets = prop::collection::vec((0..SIZE_BUCKETS, 0..1_u64 << 30), 0..5);
+        let counts = (number(), number(), number(), number());
+        (counts, buckets.clone(), buckets).prop_map(|((a, b, c, d), sizes, lifetimes)| {
+            let mut totals = SiteTotals {
+                alloc_bytes: a,
+                alloc_objects: b,
+                freed_bytes: c,
+                freed_objects: d,
+                ..SiteTotals::ZERO
+            };
+            for (bucket, objects) in sizes {
+                totals.sizes[bucket] = objects;
+            }
+            for (bucket, objects) in lifetimes {
+                totals.lifetimes[bucket] = objects;
+            }
+            totals
+        })
+    }
+
+    proptest! {
+        /// Also numbers that do not fit together, as they are when they are read while the process runs.
+        #[test]
+        fn any_totals_come_back(ticks in prop::collection::vec(prop::collection::vec((0..6_u64, totals()), 0..5), 1..5)) {
+            let (mut writer, mut reader) = (Sites::default(), Sites::default());
+            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None };
+            let mut known: HashMap<SiteId, SiteTotals> = HashMap::new();
+            for tick in ticks {
+                let now: HashMap<SiteId, SiteTotals> = tick.into_iter().map(|(stack, totals)| (id(stack), totals)).collect();
+                let mut new = Vec::new();
+                writer.add_new(now.keys().copied(), &mut new);
+                prop_assert_eq!(reader.read_new(&new, &Bounds::SMALL), Ok(()));
+                let mut bytes = Vec::new();
+                writer.write_totals(now.iter(), &mut bytes);
+                let changed = if bytes.is_empty() { Vec::new() } else { reader.read_totals(&bytes).unwrap() };
+                let expected = now.iter().filter(|(id, totals)| known.get(id).copied().unwrap_or(SiteTotals::ZERO) != **totals);
+                prop_assert_eq!(changed.len(), expected.count());
+                for (id, totals) in changed {
+                    prop_assert_eq!(now.get(&id), Some(&totals));
+                }
+                known.extend(now);
+            }
+        }
+    }
 }

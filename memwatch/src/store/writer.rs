@@ -83,9 +83,7 @@ impl<W: Write> Writer<W> {
             Section::Header.put(&mut raw, &serde_json::to_vec(&header)?);
         }
         let gone: HashSet<u32> = self.processes.write(model, &mut raw)?.into_iter().collect();
-        for instance in &gone {
-            self.names.forget(*instance);
-        }
+        self.names.forget(&gone);
         self.sites.forget(&gone);
         self.write_sites(model, names, &mut raw);
         let aged = self.write_ages(model, &mut raw);

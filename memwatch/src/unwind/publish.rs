@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use memwatch_common::{
     limits::ROW_BLOCKS,
-    unwind::{BLOCK_ROWS, CodeRange, MAX_RANGES, Page, PageKey, Row, RowBlock, Space},
+    unwind::{BLOCK_ROWS, CodeRange, MAX_RANGES, Page, PageKey, Row, RowBlock, Space, code_place},
 };
 
 use super::{Interner, Table, build};
@@ -44,6 +44,7 @@ struct Maps {
     rows: OwnedFd,
     pages: OwnedFd,
     spaces: OwnedFd,
+    versions: OwnedFd,
 }
 
 /// A file whose rows are in the kernel.
@@ -75,6 +76,7 @@ impl Publisher {
             rows: fd("ROWS")?,
             pages: fd("PAGES")?,
             spaces: fd("SPACES")?,
+            versions: fd("SPACE_VERSIONS")?,
         };
         let mut publisher = Self {
             maps,
@@ -87,6 +89,7 @@ impl Publisher {
             next_version: 1,
             without: HashSet::new(),
         };
+        publisher.write_rules().context("cannot write unwind rules")?;
         if let Some(bytes) = vdso::image() {
             publisher.vdso = publisher.object(VDSO, &bytes).ok();
         }
@@ -126,14 +129,18 @@ impl Publisher {
             reason = "24 KiB, once a change of a process's mappings"
         )]
         let mut space = Box::new(Space {
-            version: self.next_version,
             count: ranges.len() as u32,
+            reserved: 0,
             ranges: [CodeRange::default(); MAX_RANGES],
         });
-        self.next_version += 1;
         space.ranges[..ranges.len()].copy_from_slice(&ranges);
         batch::set(self.maps.spaces.as_fd(), &instance, &*space)
             .context("cannot tell the kernel side where code is")?;
+        // After the ranges: what was looked up in between is looked up again.
+        let place = code_place(instance);
+        batch::set(self.maps.versions.as_fd(), &place, &self.next_version)
+            .context("cannot tell the kernel side that code has changed")?;
+        self.next_version += 1;
         self.spaces.insert(instance, Published { ranges });
         Ok(())
     }

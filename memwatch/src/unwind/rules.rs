@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use memwatch_common::unwind::{MAX_RULES, RULE_NONE, RULE_UNSUPPORTED, Row, Rule};
+use memwatch_common::unwind::{FIXED_RULES, MAX_RULES, RULE_UNSUPPORTED, Row, Rule};
 
 use super::table::Table;
 
@@ -22,13 +22,11 @@ impl Default for Interner {
 }
 
 impl Interner {
-    /// Has the two fixed rules only.
+    /// Has the fixed rules only.
     pub fn new() -> Self {
-        let rules = vec![Rule::default(), Rule::UNSUPPORTED];
-        let numbers = HashMap::from([(rules[0], RULE_NONE), (rules[1], RULE_UNSUPPORTED)]);
         Self {
-            rules,
-            numbers,
+            rules: FIXED_RULES.to_vec(),
+            numbers: FIXED_RULES.into_iter().zip(0..).collect(),
             refused: 0,
         }
     }
@@ -81,7 +79,7 @@ impl Interner {
 
 #[cfg(test)]
 mod tests {
-    use memwatch_common::unwind::x86_64::CFA_RSP;
+    use memwatch_common::unwind::{RULE_ENTRY, RULE_FRAME_POINTER, RULE_NONE, x86_64::CFA_RSP};
 
     use super::*;
 
@@ -90,11 +88,12 @@ mod tests {
         let mut interner = Interner::new();
         let a = interner.intern(Rule::new(CFA_RSP, 8));
         let b = interner.intern(Rule::new(CFA_RSP, 16));
-        assert_eq!((a, b), (Some(2), Some(3)));
-        assert_eq!(interner.intern(Rule::ENTRY), a);
+        assert_eq!((a, b), (Some(RULE_ENTRY), Some(4)));
+        assert_eq!(interner.intern(Rule::new(CFA_RSP, 16)), b);
+        assert_eq!(interner.intern(Rule::FRAME_POINTER), Some(RULE_FRAME_POINTER));
         assert_eq!(interner.intern(Rule::default()), Some(RULE_NONE));
         assert_eq!(interner.intern(Rule::UNSUPPORTED), Some(RULE_UNSUPPORTED));
-        assert_eq!(interner.rules().len(), 4);
+        assert_eq!(interner.rules().len(), 5);
     }
 
     #[test]
@@ -103,12 +102,13 @@ mod tests {
         let given = (0..20_000)
             .filter_map(|n| interner.intern(Rule::new(CFA_RSP, n)))
             .count();
-        assert_eq!(given, MAX_RULES - 2);
+        // One of them, 8, has been there from the start.
+        assert_eq!(given, MAX_RULES - FIXED_RULES.len() + 1);
         assert_eq!(interner.rules().len(), MAX_RULES);
         assert_eq!(interner.refused(), 20_000 - given as u64);
         assert_eq!(
             interner.intern(Rule::new(CFA_RSP, 5)),
-            Some(7),
+            Some(9),
             "what is known stays known"
         );
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use memwatch_common::process::PROCESS_FOLLOW;
 
-use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead};
+use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pythons::Pythons};
 use crate::{
     cli::error::{ExitCode, Failure},
     collect::{collector::Collector, stacks::KernelStacks},
@@ -77,6 +77,8 @@ pub struct Settings {
     pub follow: bool,
     pub scope: ScopeChoice,
     pub method: Method,
+    /// Whether to look for interpreters.
+    pub python: bool,
 }
 
 /// Puts a watch in place. `progress` is told each step.
@@ -103,6 +105,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         model: Model::new(),
         symbolizer,
         publisher: Publisher::new(&kernel)?,
+        pythons: Pythons::new(&kernel, proc.clone())?,
         describer: Describer::new(proc.clone()),
         proc,
         alive: BTreeMap::new(),
@@ -111,6 +114,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         parents: HashMap::new(),
         notices: Vec::new(),
         scope_is_automatic: settings.scope == ScopeChoice::Auto,
+        python: settings.python,
         meta: meta(settings),
         since: jiff::Timestamp::now(),
         since_ns: clock::monotonic_ns(),
@@ -256,6 +260,7 @@ impl Watch {
             progress(&format!("reading the unwind tables of process {pid}"));
             self.publish(*pid, &attached.modules);
             self.symbolizer.add_process(instance, *pid, None);
+            self.look_for_python(*pid, instance, &attached.modules);
             if let Ok(process) = self.describer.describe(*pid, &attached.modules) {
                 let facts = facts(process);
                 self.model.describe(instance, facts.clone());

@@ -24,6 +24,7 @@ fn a_bare_target_is_top_with_every_default() {
             follow: true,
             scope: ScopeChoice::Auto,
             method: Method::Session,
+            python: true,
             interval: Duration::from_secs(1),
             duration: None,
             ticks: None,
@@ -209,6 +210,14 @@ fn the_full_screen_is_for_people_at_a_terminal() {
     assert_eq!(screen("-p 1 --format text", true), Screen::Blocks(Format::Text));
     assert_eq!(screen("-p 1 --format json", true), Screen::Blocks(Format::Json));
     assert_eq!(screen("ps", true), Screen::Blocks(Format::Text));
+    assert_eq!(screen("top a.memwatch --to 5", true), Screen::Full);
+    assert_eq!(
+        screen("top a.memwatch --from 5", true),
+        Screen::Blocks(Format::Text)
+    );
+    assert_eq!(screen("diff a.memwatch --from 5", true), Screen::Full);
+    assert_eq!(screen("diff a b", true), Screen::Blocks(Format::Text));
+    assert_eq!(screen("record -p 1 -o a", true), Screen::Blocks(Format::Text));
 }
 
 #[test]

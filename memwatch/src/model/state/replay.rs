@@ -146,9 +146,7 @@ impl Model {
             saved.ages.retain(|id, _| !gone.contains(&id.instance));
             saved.mapped.retain(|instance, _| !gone.contains(instance));
         }
-        for instance in instances {
-            self.processes.remove(*instance);
-        }
+        self.processes.remove(&gone);
     }
 
     /// In a model of a recording: counts what is at least this old on its own, as a live scan does.

@@ -1,0 +1,243 @@
+//! CPython's allocators: where the table of them is, which one is at work, and where pymalloc takes a new pool.
+
+use std::collections::BTreeSet;
+
+use super::decode_x86;
+use super::file::ElfBytes;
+use super::memory::{Memory, Unreadable};
+use super::offsets::{Build, Offsets};
+
+/// Bytes from one domain's allocator to the next: `ctx`, `malloc`, `calloc`, `realloc`, `free`.
+const ALLOCATOR: u64 = 5 * 8;
+
+/// `malloc` in such a group.
+const MALLOC: u64 = 8;
+
+/// The minor version since which beginning a pool is a function of its own.
+const FIRST_WITH_NEW_POOL: u8 = 10;
+
+/// `szidx` in the head of a pool.
+const POOL_SIZE_CLASS: u8 = 36;
+
+/// `DUMMY_SIZE_IDX`
+const NO_SIZE_CLASS: u32 = 0xffff;
+
+/// References to `_PyObject_Malloc` in code from which on allocation counts as inlined.
+const INLINED: usize = 30;
+
+/// Allocators one on top of the other that are looked through.
+const MOST_LAYERS: usize = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PythonDomain {
+    Raw,
+    Mem,
+    Object,
+}
+
+impl PythonDomain {
+    pub const ALL: [Self; 3] = [Self::Raw, Self::Mem, Self::Object];
+
+    const fn function(self) -> &'static str {
+        match self {
+            Self::Raw => "PyMem_RawMalloc",
+            Self::Mem => "PyMem_Malloc",
+            Self::Object => "PyObject_Malloc",
+        }
+    }
+
+    const fn table(self) -> &'static str {
+        match self {
+            Self::Raw => "_PyMem_Raw",
+            Self::Mem => "_PyMem",
+            Self::Object => "_PyObject",
+        }
+    }
+}
+
+/// What a file tells of its allocators. Addresses as linked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllocatorFacts {
+    /// The pointer to the allocating function of each domain (raw, mem, object), where it is not in `_PyRuntime`.
+    slots: [Option<u64>; 3],
+    /// The function of pymalloc that allocates (mimalloc's in free-threaded builds).
+    pub pymalloc: Option<u64>,
+    /// The function that asks libc.
+    pub raw: Option<u64>,
+    /// `allocate_from_new_pool`: called once for each pool that pymalloc begins to use. The pool is the block that it
+    /// returns, rounded down to the pool's size.
+    pub new_pool: Option<u64>,
+    /// How often the code compares with `pymalloc`, which is what is left of an inlined call.
+    pub inlined: usize,
+}
+
+impl AllocatorFacts {
+    pub fn of(elf: &ElfBytes<'_>, offsets: &Offsets, build: Build) -> Self {
+        let mut facts = Self::default();
+        for domain in PythonDomain::ALL {
+            facts.slots[domain as usize] = slot(elf, offsets, domain);
+        }
+        let [raw, _, object] = facts.slots;
+        let at_start = |slot: Option<u64>| default(elf, slot?, build.debug);
+        facts.pymalloc =
+            symbol(elf, &["_PyObject_Malloc", "_PyObject_MiMalloc"]).or_else(|| at_start(object));
+        facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
+        facts.inlined = facts
+            .pymalloc
+            .map_or(0, |function| code_references(elf, function));
+        if build.version.minor() >= FIRST_WITH_NEW_POOL {
+            facts.new_pool = new_pool(elf, facts.pymalloc);
+        }
+        facts
+    }
+
+    /// Whether small allocations are made without calling the functions whose names say so. Probes on those then see
+    /// next to nothing.
+    pub const fn is_inlined(&self) -> bool {
+        self.inlined > INLINED
+    }
+
+    /// The allocator that serves a domain now. `bias` is that of the file.
+    pub fn active(
+        &self,
+        domain: PythonDomain,
+        free_threaded: bool,
+        bias: u64,
+        memory: &impl Memory,
+    ) -> Result<Option<Active>, Unreadable> {
+        let Some(slot) = self.slots[domain as usize] else {
+            return Ok(None);
+        };
+        let group = bias.wrapping_add(slot).wrapping_sub(MALLOC);
+        let moved = |function: Option<u64>| function.map(|function| function.wrapping_add(bias));
+        let (pymalloc, raw) = (moved(self.pymalloc), moved(self.raw));
+        let (mut context, mut function) = (memory.u64(group)?, memory.u64(group.wrapping_add(MALLOC))?);
+        let mut active = Active {
+            base: Base::Unknown,
+            debug: false,
+            hooked: false,
+        };
+        for _ in 0..MOST_LAYERS {
+            if Some(function) == pymalloc {
+                active.base = if free_threaded {
+                    Base::Mimalloc
+                } else {
+                    Base::Pymalloc
+                };
+                return Ok(Some(active));
+            }
+            if Some(function) == raw {
+                active.base = Base::Malloc;
+                return Ok(Some(active));
+            }
+            // A layer keeps what it calls behind its context: the debugging one after a letter for the domain.
+            let Ok(first) = memory.u64(context) else { break };
+            let inner = if [b'r', b'm', b'o'].map(u64::from).contains(&first) {
+                active.debug = true;
+                context.wrapping_add(8)
+            } else {
+                active.hooked = true;
+                context
+            };
+            let (Ok(next), Ok(called)) = (memory.u64(inner), memory.u64(inner.wrapping_add(MALLOC))) else {
+                break;
+            };
+            (context, function) = (next, called);
+        }
+        Ok(Some(active))
+    }
+}
+
+/// What serves a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Active {
+    pub base: Base,
+    /// `PYTHONMALLOC=debug` or a debug build: each block is larger than asked for.
+    pub debug: bool,
+    /// Something else is in between: tracemalloc, a profiler.
+    pub hooked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    Pymalloc,
+    Mimalloc,
+    /// libc's `malloc`.
+    Malloc,
+    Unknown,
+}
+
+fn symbol(elf: &ElfBytes<'_>, names: &[&str]) -> Option<u64> {
+    names
+        .iter()
+        .find_map(|name| elf.symbol(name))
+        .map(|symbol| symbol.address)
+}
+
+/// In `_PyRuntime` since 3.12; before that in variables of their own, which the exported functions begin by reading.
+fn slot(elf: &ElfBytes<'_>, offsets: &Offsets, domain: PythonDomain) -> Option<u64> {
+    if let Some(allocators) = offsets.runtime_allocators {
+        let group = u64::from(allocators) + ALLOCATOR * domain as u64;
+        return Some(elf.runtime()?.wrapping_add(group + MALLOC));
+    }
+    if let Some(table) = elf.symbol(domain.table()) {
+        return Some(table.address.wrapping_add(MALLOC));
+    }
+    let function = elf.symbol(domain.function())?;
+    let read = decode_x86::data_addresses(function.address, elf.code(function)?);
+    // `ctx` and `malloc` are read both.
+    read.iter()
+        .copied()
+        .find(|&address| read.contains(&address.wrapping_sub(MALLOC)) && elf.pointer_at(address).is_some())
+}
+
+/// The function in a slot when the program starts; in debug builds the one behind the debugging layer.
+fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
+    if !debug {
+        return elf.pointer_at(slot);
+    }
+    let context = elf.pointer_at(slot.checked_sub(MALLOC)?)?;
+    elf.pointer_at(context.wrapping_add(16))
+}
+
+/// How often code names an address, other than to call it.
+fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
+    elf.code_sections()
+        .map(|(address, bytes, _)| decode_x86::count_references(address, bytes, target))
+        .sum()
+}
+
+/// By its symbol, else by what only it does: it marks each pool that it begins as of no size class yet.
+fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
+    if let Some((_, symbol)) = elf
+        .symbols_from("allocate_from_new_pool")
+        .find(|(name, _)| !name.contains(".cold"))
+    {
+        return Some(symbol.address);
+    }
+    let marks = elf
+        .code_sections()
+        .flat_map(|(address, bytes, _)| decode_x86::stores(address, bytes, POOL_SIZE_CLASS, NO_SIZE_CLASS));
+    let mut functions: BTreeSet<u64> = marks
+        .filter_map(|address| elf.piece_of(address))
+        .map(|piece| piece.start)
+        .collect();
+    let callers = [
+        elf.symbol("PyObject_Malloc").map(|symbol| symbol.address),
+        pymalloc,
+    ];
+    let called: BTreeSet<u64> = callers
+        .into_iter()
+        .flatten()
+        .filter_map(|start| {
+            let piece = elf.piece_of(start)?;
+            let size = usize::try_from(piece.end - piece.start).ok()?;
+            let code = elf.bytes_at(piece.start)?.get(..size)?;
+            Some(decode_x86::branches(piece.start, code))
+        })
+        .flatten()
+        .collect();
+    functions.retain(|function| called.contains(function));
+    let only = functions.pop_first()?;
+    functions.is_empty().then_some(only)
+}

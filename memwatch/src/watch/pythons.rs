@@ -1,0 +1,172 @@
+//! The interpreters of the watched processes: found, checked, and told to the kernel side.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use memwatch_common::{
+    Domain,
+    limits::MAX_PYTHON_RANGES,
+    python::{DomainRange, PythonProcess},
+    unwind::code_place,
+};
+
+use crate::{
+    collect::batch,
+    probe::{links::map_fd, load::KernelSide},
+    python::{
+        interpreter::{self, Found, Interpreter, PythonError, PythonFiles},
+        memory::ProcessMemory,
+        thread_state::CLibrary,
+    },
+    target::{ProcRoot, modules::ProcessModules},
+};
+
+/// Programs that only embed an interpreter may never start it.
+const MOST_TRIES: u32 = 60;
+
+pub struct Pythons {
+    files: PythonFiles,
+    proc: ProcRoot,
+    processes: OwnedFd,
+    places: OwnedFd,
+    waiting: Vec<Waiting>,
+}
+
+/// An interpreter that has not started.
+struct Waiting {
+    pid: u32,
+    instance: u32,
+    found: Found,
+    library: CLibrary,
+    tries: u32,
+}
+
+/// An interpreter that the kernel side now follows, or why it does not.
+pub enum Outcome {
+    Ready {
+        instance: u32,
+        interpreter: Box<Interpreter>,
+        memory: ProcessMemory,
+    },
+    Refused {
+        pid: u32,
+        why: String,
+    },
+}
+
+impl Pythons {
+    pub fn new(kernel: &KernelSide, proc: ProcRoot) -> Result<Self> {
+        let fd = |name: &str| -> Result<OwnedFd> {
+            let map = kernel
+                .ebpf
+                .map(name)
+                .and_then(map_fd)
+                .with_context(|| format!("the kernel side has no map {name}"))?;
+            Ok(map.try_clone_to_owned()?)
+        };
+        Ok(Self {
+            files: PythonFiles::default(),
+            proc,
+            processes: fd("PYTHONS")?,
+            places: fd("PYTHON_AT")?,
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Looks for interpreters among what a process has mapped. A process with two is watched in the first.
+    pub fn look(&mut self, pid: u32, instance: u32, modules: &ProcessModules) -> Option<Outcome> {
+        let found = self.files.find(modules).into_iter().next()?;
+        let waiting = Waiting {
+            pid,
+            instance,
+            found,
+            library: interpreter::c_library(modules),
+            tries: 0,
+        };
+        self.waiting.retain(|other| other.instance != instance);
+        self.attach(waiting)
+    }
+
+    /// Once a tick: interpreters that had not started before.
+    pub fn look_again(&mut self) -> Vec<Outcome> {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting
+            .into_iter()
+            .filter_map(|waiting| self.attach(waiting))
+            .collect()
+    }
+
+    /// A child runs the interpreter that its parent runs.
+    pub fn forked(&self, pid: u32, instance: u32, interpreter: &Interpreter) -> Result<ProcessMemory> {
+        self.tell(instance, interpreter)?;
+        Ok(ProcessMemory::open(&self.proc, pid)?)
+    }
+
+    pub fn forget(&self, instances: &[u32]) {
+        // One that cannot be taken out stays until memwatch ends.
+        let _ = batch::delete(self.processes.as_fd(), instances);
+    }
+
+    fn attach(&mut self, mut waiting: Waiting) -> Option<Outcome> {
+        let (pid, instance) = (waiting.pid, waiting.instance);
+        let file = match &waiting.found.file {
+            Ok(file) => file,
+            Err(error) => return Some(refused(pid, error)),
+        };
+        let memory = ProcessMemory::open(&self.proc, pid).ok()?;
+        match Interpreter::attach(file, waiting.found.bias, waiting.library, &memory) {
+            Ok(interpreter) => Some(match self.tell(instance, &interpreter) {
+                Ok(()) => Outcome::Ready {
+                    instance,
+                    interpreter: Box::new(interpreter),
+                    memory,
+                },
+                Err(error) => refused(pid, format!("{error:#}")),
+            }),
+            Err(PythonError::NotStarted | PythonError::Unreadable(_)) => {
+                waiting.tries += 1;
+                if waiting.tries < MOST_TRIES {
+                    self.waiting.push(waiting);
+                }
+                None
+            }
+            Err(error) => Some(refused(pid, error)),
+        }
+    }
+
+    fn tell(&self, instance: u32, interpreter: &Interpreter) -> Result<()> {
+        let mut process = PythonProcess {
+            layout: interpreter.layout,
+            count: 0,
+            reserved: 0,
+            ranges: [DomainRange::default(); MAX_PYTHON_RANGES],
+        };
+        for (range, place) in interpreter.domain_ranges().iter().zip(&mut process.ranges) {
+            *place = *range;
+            process.count += 1;
+        }
+        batch::set(self.processes.as_fd(), &instance, &process)
+            .context("cannot tell where Python frames are")?;
+        batch::set(self.places.as_fd(), &code_place(instance), &instance)
+            .context("cannot tell that Python runs")?;
+        Ok(())
+    }
+}
+
+fn refused(pid: u32, why: impl ToString) -> Outcome {
+    Outcome::Refused {
+        pid,
+        why: why.to_string(),
+    }
+}
+
+/// What Python allocates for itself is told apart from what C code asks libc for.
+pub const DOMAINS: [Domain; 3] = [Domain::PythonRaw, Domain::PythonMem, Domain::PythonObject];
+
+impl std::fmt::Debug for Pythons {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pythons")
+            .field("waiting", &self.waiting.len())
+            .finish_non_exhaustive()
+    }
+}
