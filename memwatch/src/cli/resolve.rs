@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, select, target, time};
+use self::parts::{
+    DEFAULT_INTERVAL, bounds, known_to_this_version, output, python, query, select, target, time,
+};
 use super::args::{
     BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, QueryArgs, RecordArgs,
     TopArgs, WatchArgs,
@@ -14,7 +16,7 @@ use super::output::Destination;
 use crate::format::{self, ByteFormat};
 use crate::model::query::{Query, SortBy};
 use crate::probe::links::Method;
-use crate::watch::start::ScopeChoice;
+use crate::watch::start::{PythonMode, ScopeChoice};
 
 mod parts;
 mod recorded;
@@ -191,8 +193,7 @@ pub struct Resolved {
     pub fail_on_growth: Option<u64>,
     pub scope: ScopeChoice,
     pub method: Method,
-    /// Whether to show the lines of Python programs.
-    pub python: bool,
+    pub python: PythonMode,
     pub output: OutputSpec,
 }
 
@@ -301,7 +302,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         fail_on_growth: arguments.limits.fail_on_growth,
         scope,
         method,
-        python: arguments.other.python.as_deref() != Some("off"),
+        python: python(arguments.other.python.as_deref()),
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -326,7 +327,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
-        python: false,
+        python: PythonMode::default(),
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -355,7 +356,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
-        python: false,
+        python: PythonMode::default(),
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

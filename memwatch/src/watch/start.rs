@@ -69,6 +69,18 @@ impl std::str::FromStr for ScopeChoice {
     }
 }
 
+/// How Python programs are watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PythonMode {
+    /// What CPython asks libc for, with the lines of the program.
+    #[default]
+    Libc,
+    /// Each block that CPython hands out.
+    Exact,
+    /// As any other program.
+    Off,
+}
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub subject: Subject,
@@ -77,8 +89,7 @@ pub struct Settings {
     pub follow: bool,
     pub scope: ScopeChoice,
     pub method: Method,
-    /// Whether to look for interpreters.
-    pub python: bool,
+    pub python: PythonMode,
 }
 
 /// Puts a watch in place. `progress` is told each step.
@@ -95,7 +106,10 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
     let (major, minor) = kernel_version();
     let attacher = Attacher::new(
         proc.clone(),
-        Abilities::of_kernel(major, minor, true),
+        Abilities {
+            python: settings.python == PythonMode::Exact,
+            ..Abilities::of_kernel(major, minor, true)
+        },
         Scope::Process,
     );
     let symbolizer = Symbolizer::new(KernelStacks::new(&kernel)?);
@@ -114,7 +128,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         parents: HashMap::new(),
         notices: Vec::new(),
         scope_is_automatic: settings.scope == ScopeChoice::Auto,
-        python: settings.python,
+        python: settings.python != PythonMode::Off,
         meta: meta(settings),
         since: jiff::Timestamp::now(),
         since_ns: clock::monotonic_ns(),

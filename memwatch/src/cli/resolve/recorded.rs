@@ -7,7 +7,7 @@ use super::{Command, Resolved, TargetSpec, UsageError};
 use crate::cli::args::{DiffArgs, LimitArgs, SpanArgs, WatchArgs};
 use crate::cli::units::When;
 use crate::probe::links::Method;
-use crate::watch::start::ScopeChoice;
+use crate::watch::start::{PythonMode, ScopeChoice};
 
 /// Holds an hour of ten thousand busy sites, and is sent by mail.
 const DEFAULT_FILE_BYTES: u64 = 16 << 20;
@@ -101,7 +101,7 @@ fn file(name: &'static str, command: Command, arguments: WatchArgs) -> Result<Re
         command,
         target: None,
         follow: false,
-        python: false,
+        python: PythonMode::default(),
         interval: DEFAULT_INTERVAL,
         duration: None,
         ticks: None,

@@ -3,7 +3,11 @@ use memwatch_common::Domain;
 use super::*;
 use crate::cli::units::When;
 use crate::model::query::{GroupBy, SortBy, View};
-use crate::{format::Unit, probe::links::Method, watch::start::ScopeChoice};
+use crate::{
+    format::Unit,
+    probe::links::Method,
+    watch::start::{PythonMode, ScopeChoice},
+};
 
 fn resolved(line: &str) -> Result<Resolved, UsageError> {
     let words = std::iter::once("memwatch").chain(line.split_whitespace());
@@ -24,7 +28,7 @@ fn a_bare_target_is_top_with_every_default() {
             follow: true,
             scope: ScopeChoice::Auto,
             method: Method::Session,
-            python: true,
+            python: PythonMode::Off,
             interval: Duration::from_secs(1),
             duration: None,
             ticks: None,

@@ -178,7 +178,7 @@ mod tests {
         let page = page(&leaky()).unwrap();
         let begin = page.find("type=\"application/json\">").unwrap() + "type=\"application/json\">".len();
         let end = begin + page[begin..].find("</script>").unwrap();
-        let value: serde_json::Value = serde_json::from_str(&page[begin..end]).unwrap();
+        let value: Value = serde_json::from_str(&page[begin..end]).unwrap();
         let whole = serde_json::to_value(leaky()).unwrap();
         assert_eq!(value["report"]["timeline"], whole["timeline"]);
         assert_eq!(value["report"]["findings"], whole["findings"]);
