@@ -444,6 +444,10 @@ impl Watch {
         self.meta.notices.clone_from(&self.notices);
     }
 
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// `CLOCK_MONOTONIC` of the instant from which on nothing is missed.
     pub fn since_ns(&self) -> u64 {
         self.since_ns

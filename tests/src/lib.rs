@@ -10,7 +10,9 @@ pub mod compile;
 pub mod kernel;
 pub mod lines;
 pub mod mapped;
+pub mod recorded;
 pub mod target;
+pub mod tools;
 pub mod truth;
 pub mod watch;
 

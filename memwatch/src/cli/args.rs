@@ -10,6 +10,7 @@ use memwatch_common::limits;
 
 use super::units;
 use crate::{
+    export::format::ExportFormat,
     format::Unit,
     model::query::{self, GroupBy, SortBy, View},
     probe::links::Method,
@@ -29,6 +30,8 @@ Examples:
   memwatch diff --pid 1234 --baseline 30s   what changed since second 30
   memwatch record --pid 1234 -o a.memwatch  save all that is seen, until Ctrl-C
   memwatch diff a.memwatch --from 10m       what changed in a recording since its tenth minute
+  memwatch report --pid 1234 -d 2m --format html -o leaks.html
+  memwatch export --pid 1234 -d 30s --to pprof -o heap.pb.gz
   memwatch --format json -d 1m -- ./server  from the first instruction, one JSON object a tick
   memwatch doctor --pid 1234                what this kernel and this target allow
 
@@ -75,6 +78,12 @@ pub enum CommandArgs {
     /// Watch and save all that is seen, to look at it later or elsewhere
     #[command(after_help = EXIT_HELP)]
     Record(RecordArgs),
+    /// A leak report: who grows and why that is a leak or not, as text, markdown, html or json
+    #[command(after_help = EXIT_HELP)]
+    Report(ReportArgs),
+    /// A file for another tool: pprof, flame graph, speedscope, csv and others
+    #[command(after_help = EXIT_HELP)]
+    Export(ExportArgs),
     /// Processes: memory, growth, runtime found, can it be watched
     #[command(after_help = EXIT_HELP)]
     Ps(PsArgs),
@@ -174,6 +183,51 @@ pub struct DiffArgs {
     pub span: SpanArgs,
     #[command(flatten)]
     pub watch: WatchArgs,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    pub span: SpanArgs,
+    #[command(flatten)]
+    pub saved: SavedArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The file's form: pprof, collapsed, flamegraph, speedscope, json, csv, memleak or heaptrack
+    #[arg(
+        long,
+        value_name = "FORM",
+        help_heading = "Output",
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(ExportFormat::NAMES))]
+    pub to: String,
+    /// What a recording had at this tick, time after its start, or time [default: its end]
+    #[arg(long, value_name = "WHEN", value_parser = units::parse_when, help_heading = "Recording")]
+    pub at: Option<units::When>,
+    #[command(flatten)]
+    pub saved: SavedArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+/// What `report` and `export` have in common.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SavedArgs {
+    /// A recording, instead of a target
+    #[arg(value_name = "FILE", help_heading = "Recording")]
+    pub file: Option<PathBuf>,
+    /// Compare with what was in use this long after the start
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, allow_hyphen_values = true)]
+    #[arg(help_heading = "Time")]
+    pub baseline: Option<Duration>,
+    /// Leave out what this file lists as known (`leak:PATTERN` lines, as for LeakSanitizer)
+    #[arg(long, value_name = "FILE", help_heading = "What is shown")]
+    pub suppressions: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

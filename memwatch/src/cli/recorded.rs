@@ -121,12 +121,12 @@ impl View<'_> {
     }
 }
 
-fn grown(ticks: &[TickInfo], first: usize, last: usize) -> u64 {
+pub(super) fn grown(ticks: &[TickInfo], first: usize, last: usize) -> u64 {
     ticks[last].inuse_bytes.saturating_sub(ticks[first].inuse_bytes)
 }
 
 /// The first and the last tick of the span; what lies outside the recording is its first or last tick.
-fn indexes(recording: &Recording, span: Span) -> Result<(usize, usize), Failure> {
+pub(super) fn indexes(recording: &Recording, span: Span) -> Result<(usize, usize), Failure> {
     let ticks = recording.ticks();
     let first = span.from.map_or(0, |when| index(recording, when));
     let last = span.to.map_or(ticks.len() - 1, |when| index(recording, when));
@@ -183,7 +183,7 @@ fn note(recording: &Recording) -> Option<String> {
     })
 }
 
-fn unreadable(path: &Path, error: &store::StoreError) -> anyhow::Error {
+pub(super) fn unreadable(path: &Path, error: &store::StoreError) -> anyhow::Error {
     let name = path.display().to_string();
     let is_missing =
         matches!(error, store::StoreError::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound);

@@ -20,8 +20,10 @@ use crate::watch::start::{PythonMode, ScopeChoice};
 
 mod parts;
 mod recorded;
+mod saved;
 
 pub use recorded::Span;
+pub use saved::{ExportSpec, ReportFormat, ReportSpec, SourceSpec};
 
 /// A command line that is wrong: what is wrong with it and what to do instead. Exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +36,10 @@ pub enum UsageError {
     NoTarget { command: &'static str },
     #[error("`memwatch record` needs to know where to: give --output FILE")]
     NoFile,
+    #[error(
+        "`memwatch {command}` needs to know on what: give a file of `memwatch record`, or a target (--pid, --comm, --cgroup, --all, or -- COMMAND)"
+    )]
+    NoSource { command: &'static str },
     #[error("{first} and {second} cannot be used together: {advice}")]
     Conflict {
         first: &'static str,
@@ -76,6 +82,8 @@ pub enum Command {
         old: PathBuf,
         new: PathBuf,
     },
+    Report(ReportSpec),
+    Export(ExportSpec),
     Ps,
     Doctor {
         /// Load every kernel program.
@@ -211,6 +219,8 @@ pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
         Some(CommandArgs::Top(arguments)) => top(arguments),
         Some(CommandArgs::Diff(arguments)) => diff(arguments),
         Some(CommandArgs::Record(arguments)) => record(arguments),
+        Some(CommandArgs::Report(arguments)) => saved::report(arguments),
+        Some(CommandArgs::Export(arguments)) => saved::export(arguments),
         Some(CommandArgs::Ps(arguments)) => ps(arguments),
         Some(CommandArgs::Doctor(arguments)) => doctor(arguments),
         Some(CommandArgs::BenchFloor(arguments)) => bench_floor(&arguments),

@@ -13,7 +13,7 @@ use super::{
     error::{ExitCode, Failure, is_broken_pipe},
     output::{Destination, Output},
     read::ReadError,
-    recorded,
+    recorded, report,
     resolve::{self, Command, Format, Resolved, Screen, TargetSpec, UsageError, Verbosity},
 };
 use crate::{
@@ -57,6 +57,7 @@ fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitCo
         Command::TopFile { .. } | Command::DiffFile { .. } | Command::DiffFiles { .. } => {
             recorded::run(&resolved, color(&resolved))
         }
+        Command::Report(_) | Command::Export(_) => report::run(&resolved),
         Command::Ps => list(&resolved),
         Command::Doctor { verify } => doctor::run(&resolved, verify),
         Command::BenchFloor => bench_floor(&resolved),

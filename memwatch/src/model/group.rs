@@ -100,6 +100,18 @@ pub fn rows(
     baseline: Option<&Baseline>,
     now_ns: u64,
 ) -> Result<(Vec<Row>, u64), QueryError> {
+    let (rows, total) = rows_by_site(model, query, names, baseline, now_ns)?;
+    Ok((rows.into_iter().map(|(_, row)| row).collect(), total))
+}
+
+/// The same, and for each row the site that it is about: of several, the one that holds most.
+pub fn rows_by_site(
+    model: &Model,
+    query: &Query,
+    names: &mut dyn StackNames,
+    baseline: Option<&Baseline>,
+    now_ns: u64,
+) -> Result<(Vec<(SiteId, Row)>, u64), QueryError> {
     if query.group_by == GroupBy::Thread {
         return Err(QueryError::Threads);
     }
@@ -120,10 +132,13 @@ pub fn rows(
     shown.sort_by(|a, b| compare(query, &groups[*a], &groups[*b]));
     shown.truncate(query.limit);
     let histograms = histograms(&groups, &shown, &candidates, &members);
-    let rows = shown
-        .iter()
-        .zip(histograms)
-        .map(|(index, histograms)| row(model, query, names, &groups[*index], &histograms, now_ns));
+    let rows = shown.iter().zip(histograms).map(|(index, histograms)| {
+        let group = &groups[*index];
+        (
+            group.largest,
+            row(model, query, names, group, &histograms, now_ns),
+        )
+    });
     Ok((rows.collect(), total))
 }
 

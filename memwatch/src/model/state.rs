@@ -33,6 +33,10 @@ pub struct Baseline {
 }
 
 impl Baseline {
+    pub const fn new(at_ns: u64, counts: HashMap<SiteId, Counts>) -> Self {
+        Self { at_ns, counts }
+    }
+
     /// Nothing, for a site that was not there yet.
     pub fn counts(&self, site: &SiteId) -> Counts {
         self.counts.get(site).copied().unwrap_or_default()

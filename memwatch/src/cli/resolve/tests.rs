@@ -294,3 +294,37 @@ fn empty_values_are_refused() {
         assert!(error.to_string().ends_with("it is empty"), "{error}");
     }
 }
+
+#[test]
+fn reports_and_exports_are_of_a_target_or_of_a_recording_and_of_whole_stacks() {
+    let Command::Report(report) = good("report a.memwatch -n 3 --from 5 --format html").command else {
+        panic!("no report");
+    };
+    assert_eq!((report.format, report.shown), (ReportFormat::Html, 3));
+    assert_eq!(report.source.file, Some("a.memwatch".into()));
+    let live = good("export --pid 1 --to csv -d 5s --view alloc");
+    assert_eq!((live.query.limit, live.query.view), (usize::MAX, View::Alloc));
+    assert_eq!(good("export --pid 1 --to csv -n 7").query.limit, 7);
+    for (line, words) in [
+        ("report", "needs to know on what"),
+        (
+            "report a.memwatch --pid 1",
+            "FILE and a target cannot be used together",
+        ),
+        ("report --pid 1 --from 5s", "--from and a running target"),
+        ("export --pid 1 --to csv --at 5s", "--at and a running target"),
+        ("report --pid 1 --group-by line", "is made of whole stacks"),
+        ("export --pid 1 --to csv --format json", "--format and --to"),
+        (
+            "export --pid 1 --to pprof --baseline 5s",
+            "go tool pprof -diff_base",
+        ),
+        (
+            "report --pid 1 -d 5s --baseline 5s",
+            "the watch ends after --duration 5s",
+        ),
+    ] {
+        let error = resolved(line).unwrap_err().to_string();
+        assert!(error.contains(words), "{line}: {error}");
+    }
+}
