@@ -32,7 +32,10 @@ pub const RULE_FRAME_POINTER: u16 = 3;
 
 /// The rules with fixed numbers.
 pub const FIXED_RULES: [Rule; 4] = [
-    Rule::new(x86_64::CFA_NONE, 0),
+    Rule {
+        ra_offset: 0,
+        ..Rule::new(x86_64::CFA_NONE, 0)
+    },
     Rule::UNSUPPORTED,
     Rule::ENTRY,
     Rule::FRAME_POINTER,
@@ -259,7 +262,7 @@ mod tests {
 
     #[test]
     fn neighbouring_addresses_processes_and_versions_share_no_hash() {
-        let mut hashes = [0; 16 * 4 * 128];
+        let mut hashes = [0; 4 * 4 * 128];
         for (n, hash) in (0_u32..).zip(&mut hashes) {
             let seed = CachedRule::seed(n >> 9, n >> 7 & 3);
             *hash = CachedRule::hash(0x7f12_3456_7000 + u64::from(n & 127) * 3, seed) & (u64::MAX >> 16);

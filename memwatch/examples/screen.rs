@@ -55,7 +55,7 @@ fn main() -> std::io::Result<()> {
             Some(Request::SetBaseline) => diff = true,
             Some(Request::ClearBaseline) => diff = false,
             Some(Request::Freeze { .. }) => state.message("this example saves nothing"),
-            Some(Request::Pause(_)) | None => {}
+            Some(Request::Pause(_) | Request::Time(_)) | None => {}
         }
     }
 }

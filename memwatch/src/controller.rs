@@ -94,7 +94,7 @@ impl Pace {
     }
 
     /// Waits for the next tick, acting on events meanwhile. `Some` when the watch is over.
-    async fn tick(&mut self, watch: &mut Watch) -> Result<Option<End>> {
+    pub async fn tick(&mut self, watch: &mut Watch) -> Result<Option<End>> {
         loop {
             match self.next().await? {
                 Wake::Tick => return Ok(self.over().then_some(End::Finished)),
@@ -166,7 +166,28 @@ pub async fn blocks(
     }
     watch.stop()?;
     output.finish()?;
-    blocks.verdict(&watch, resolved)
+    let grown = watch.inuse_bytes().saturating_sub(blocks.inuse_at_start);
+    verdict(grown, blocks.began.elapsed(), resolved)
+}
+
+/// Watches to the end and prints nothing; `each` is called after each tick. Gives what was in use at tick 0.
+pub async fn gather(watch: &mut Watch, resolved: &Resolved, mut each: impl FnMut(&Watch)) -> Result<u64> {
+    let mut pace = Pace::new(watch, resolved.interval, resolved.duration)?;
+    watch.tick(&resolved.query, None)?;
+    each(watch);
+    let at_start = watch.inuse_bytes();
+    let mut end = None;
+    while end.is_none() && !watch.all_ended() {
+        end = pace.tick(watch).await?;
+        let tick = watch.tick_number();
+        watch.tick(&resolved.query, None)?;
+        each(watch);
+        if resolved.ticks.is_some_and(|most| tick >= most) {
+            break;
+        }
+    }
+    watch.stop()?;
+    Ok(at_start)
 }
 
 /// What goes from one block to the next.
@@ -222,28 +243,27 @@ impl<'a> Blocks<'a> {
         }
         Ok(watch.all_ended().then_some(End::TargetsEnded))
     }
+}
 
-    /// The quality gate.
-    fn verdict(&self, watch: &Watch, resolved: &Resolved) -> Result<ExitCode> {
-        let Some(most) = resolved.fail_on_growth else {
-            return Ok(ExitCode::Done);
-        };
-        let grown = watch.inuse_bytes().saturating_sub(self.inuse_at_start);
-        if grown <= most {
-            return Ok(ExitCode::Done);
-        }
-        let bytes = resolved.output.bytes;
-        Err(Failure::new(
-            ExitCode::LimitPassed,
-            anyhow!(
-                "memory in use grew by {} in {}, more than the {} of --fail-on-growth",
-                bytes.size(grown),
-                format::duration(self.began.elapsed()),
-                bytes.size(most)
-            ),
-        )
-        .into())
+/// The quality gate: `--fail-on-growth`.
+pub fn verdict(grown: u64, within: Duration, resolved: &Resolved) -> Result<ExitCode> {
+    let Some(most) = resolved.fail_on_growth else {
+        return Ok(ExitCode::Done);
+    };
+    if grown <= most {
+        return Ok(ExitCode::Done);
     }
+    let bytes = resolved.output.bytes;
+    Err(Failure::new(
+        ExitCode::LimitPassed,
+        anyhow!(
+            "memory in use grew by {} in {}, more than the {} of --fail-on-growth",
+            bytes.size(grown),
+            format::duration(within),
+            bytes.size(most)
+        ),
+    )
+    .into())
 }
 
 /// A query that cannot be answered is a command line that is wrong.

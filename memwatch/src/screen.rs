@@ -24,6 +24,8 @@ use crate::{
     },
 };
 
+pub mod recorded;
+
 /// What can come from the terminal.
 enum Input {
     Key(KeyEvent),
@@ -150,6 +152,9 @@ impl View {
                     }
                 }
             }
+            Some(Request::Time(_)) => self.state.message(
+                "time can be gone through in a recording: `memwatch record`, then `memwatch top FILE`",
+            ),
             Some(Request::SetBaseline) => {
                 self.set_baseline();
                 self.show()?;
@@ -160,47 +165,43 @@ impl View {
                 self.show()?;
             }
             Some(Request::Freeze { report, format }) => {
-                let message = match self.freeze(&report, format) {
-                    Ok(path) => format!("saved to {}", path.display()),
-                    Err(error) => format!("not saved: {error:#}"),
-                };
-                self.state.message(message);
+                self.state.message(freeze(&self.printer, &report, format));
             }
         }
         Ok(false)
     }
+}
 
-    /// Saves what is on the screen under a name that is not taken.
-    fn freeze(&self, report: &Report, format: FreezeFormat) -> Result<PathBuf> {
-        let (printer, ending) = match format {
-            FreezeFormat::Json => (
-                Printer {
-                    format: Format::Json,
-                    text: self.printer.text,
-                },
-                "json",
-            ),
-            FreezeFormat::Text => (
-                Printer {
-                    format: Format::Text,
-                    text: self.printer.text,
-                },
-                "txt",
-            ),
-        };
-        let time: String = report
-            .time
-            .chars()
-            .take(19)
-            .map(|c| if c == ':' { '-' } else { c })
-            .collect();
-        let path = PathBuf::from(format!("memwatch-{time}.{ending}"));
-        let mut file =
-            fs::File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        file.write_all(printer.print(report)?.as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+/// Saves what is on the screen; tells where.
+fn freeze(printer: &Printer, report: &Report, format: FreezeFormat) -> String {
+    match save(printer, report, format) {
+        Ok(path) => format!("saved to {}", path.display()),
+        Err(error) => format!("not saved: {error:#}"),
     }
+}
+
+/// Under a name that is not taken.
+fn save(printer: &Printer, report: &Report, format: FreezeFormat) -> Result<PathBuf> {
+    let (format, ending) = match format {
+        FreezeFormat::Json => (Format::Json, "json"),
+        FreezeFormat::Text => (Format::Text, "txt"),
+    };
+    let printer = Printer {
+        format,
+        text: printer.text,
+    };
+    let time: String = report
+        .time
+        .chars()
+        .take(19)
+        .map(|c| if c == ':' { '-' } else { c })
+        .collect();
+    let path = PathBuf::from(format!("memwatch-{time}.{ending}"));
+    let mut file =
+        fs::File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    file.write_all(printer.print(report)?.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// Keys, read in a thread of their own: reading the terminal blocks.
@@ -231,7 +232,7 @@ fn keys() -> Result<mpsc::UnboundedReceiver<Input>> {
     Ok(receiver)
 }
 
-fn target_name(settings: &Settings) -> String {
+pub fn target_name(settings: &Settings) -> String {
     use crate::target::select::Target;
     match &settings.subject {
         Subject::Running(Target::Pids(pids)) => {

@@ -32,15 +32,17 @@ use crate::{
         attach::{Attached, Attacher, Scope},
         load::KernelSide,
     },
-    symbolize::Symbolizer,
+    symbolize::{Symbolizer, names::StackNames},
     target::{ProcRoot, describe::Describer, modules::ProcessModules, rss::SelfUsage},
     unwind::publish::Publisher,
+    watch::pythons::Pythons,
 };
 
 pub mod clock;
 pub mod command;
 pub mod neighbours;
 pub mod overhead;
+pub mod pythons;
 pub mod start;
 
 /// Host-wide probes give way to probes in the watched processes when the others hit them more often than this:
@@ -57,6 +59,7 @@ pub struct Watch {
     model: Model,
     symbolizer: Symbolizer<KernelStacks>,
     publisher: Publisher,
+    pythons: Pythons,
     describer: Describer,
     proc: ProcRoot,
     /// Watched and alive: pid to instance.
@@ -68,6 +71,8 @@ pub struct Watch {
     parents: HashMap<u32, u32>,
     notices: Vec<Notice>,
     scope_is_automatic: bool,
+    /// Whether interpreters are looked for.
+    python: bool,
     meta: Meta,
     since: jiff::Timestamp,
     since_ns: u64,
@@ -122,6 +127,7 @@ impl Watch {
         self.parents.insert(event.instance, event.a as u32);
         self.symbolizer
             .add_process(event.instance, event.pid, Some(event.a as u32));
+        self.python_forked(event);
         if self.attacher.scope == Scope::Process && self.attach(event.pid).is_some() {
             let late = clock::monotonic_ns().saturating_sub(event.end_ns) as f64 / 1e6;
             self.notice(
@@ -160,13 +166,14 @@ impl Watch {
         Ok(())
     }
 
-    /// A program or a library was loaded: it may be an allocator.
+    /// A program or a library was loaded: it may be an allocator or an interpreter.
     fn new_code(&mut self, event: &Event) {
         self.symbolizer.refresh(event.instance);
         let Some(attached) = self.attach(event.pid) else {
             return;
         };
         self.publish(event.pid, &attached.modules);
+        self.look_for_python(event.pid, event.instance, &attached.modules);
         let late = clock::monotonic_ns().saturating_sub(event.end_ns) as f64 / 1e6;
         for file in attached.new_files {
             self.notice(
@@ -192,6 +199,46 @@ impl Watch {
                 format!("stacks of process {pid} may end early: {error:#}"),
                 Effect::Stacks,
             );
+        }
+    }
+
+    fn look_for_python(&mut self, pid: u32, instance: u32, modules: &ProcessModules) {
+        if self.python
+            && self.symbolizer.python().interpreter(instance).is_none()
+            && let Some(outcome) = self.pythons.look(pid, instance, modules)
+        {
+            self.python(outcome);
+        }
+    }
+
+    fn python(&mut self, outcome: pythons::Outcome) {
+        match outcome {
+            pythons::Outcome::Ready {
+                instance,
+                interpreter,
+                memory,
+            } => {
+                self.symbolizer.python().add(instance, interpreter.into(), memory);
+                for domain in pythons::DOMAINS {
+                    if !self.meta.domains.contains(&domain) {
+                        self.meta.domains.push(domain);
+                    }
+                }
+            }
+            pythons::Outcome::Refused { pid, why } => {
+                self.notice(format!("process {pid}: {why}"), Effect::Stacks);
+            }
+        }
+    }
+
+    /// A child runs its parent's interpreter.
+    fn python_forked(&mut self, event: &Event) {
+        let parent = event.a as u32;
+        let Some(interpreter) = self.symbolizer.python().interpreter(parent).cloned() else {
+            return;
+        };
+        if let Ok(memory) = self.pythons.forked(event.pid, event.instance, &interpreter) {
+            self.symbolizer.python().add(event.instance, interpreter, memory);
         }
     }
 
@@ -240,6 +287,12 @@ impl Watch {
         let elapsed = now.duration_since(self.ticked_at).as_secs_f64();
         self.measure(&sample.counters, elapsed);
         let foreign = sample.counters[Counter::ForeignHits as usize];
+        for outcome in self.pythons.look_again() {
+            self.python(outcome);
+        }
+        for (key, _) in &sample.sites {
+            self.symbolizer.read_python(key.instance, key.stack);
+        }
         self.model.apply(sample);
         self.refresh_memory();
         self.clean_up()?;
@@ -314,6 +367,7 @@ impl Watch {
             collector::purge_sites(&self.kernel, &forgotten.iter().copied().collect())?;
             self.symbolizer.forget(&forgotten);
             self.publisher.forget(&forgotten);
+            self.pythons.forget(&forgotten);
             for instance in forgotten {
                 self.parents.remove(&instance);
                 self.facts.remove(&instance);
@@ -364,22 +418,40 @@ impl Watch {
         kind: Kind,
         baseline: Option<&Baseline>,
     ) -> Result<Report, QueryError> {
-        let now_ns = self.model.at_ns();
-        let passed = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
+        self.refresh_meta();
         self.meta.kind = kind;
-        self.meta.since = self.since.to_string();
-        self.meta.time =
-            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
-        self.meta.probes = self.attacher.report(&self.kernel);
-        self.meta.notices.clone_from(&self.notices);
         assemble::report(
             &self.model,
             query,
             &mut self.symbolizer,
             baseline,
-            now_ns,
+            self.model.at_ns(),
             &self.meta,
         )
+    }
+
+    /// What is known now as it is, for saving it.
+    pub fn parts(&mut self) -> (&Model, &mut dyn StackNames, &Meta) {
+        self.refresh_meta();
+        (&self.model, &mut self.symbolizer, &self.meta)
+    }
+
+    fn refresh_meta(&mut self) {
+        let passed = Duration::from_nanos(self.model.at_ns().saturating_sub(self.since_ns));
+        self.meta.since = self.since.to_string();
+        self.meta.time =
+            (self.since + jiff::SignedDuration::try_from(passed).unwrap_or_default()).to_string();
+        self.meta.probes = self.attacher.report(&self.kernel);
+        self.meta.notices.clone_from(&self.notices);
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// `CLOCK_MONOTONIC` of the instant from which on nothing is missed.
+    pub fn since_ns(&self) -> u64 {
+        self.since_ns
     }
 
     pub fn baseline(&self) -> Baseline {

@@ -11,9 +11,11 @@ pub mod gdb;
 pub mod kernel;
 pub mod lines;
 pub mod mapped;
+pub mod recorded;
 pub mod server;
 pub mod stacks;
 pub mod target;
+pub mod tools;
 pub mod truth;
 pub mod watch;
 

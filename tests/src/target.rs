@@ -131,6 +131,12 @@ impl Target {
         self.truths()
     }
 
+    /// Lets it do the next part of its work; what it says of it, as it is.
+    pub fn values(&mut self) -> Vec<Value> {
+        self.begin();
+        self.answers()
+    }
+
     pub fn truths(&mut self) -> Vec<Truth> {
         let truth = |value| serde_json::from_value(value).expect("the truth is well-formed");
         self.answers().into_iter().map(truth).collect()

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use memwatch_tests::binary::{can_watch, command, find};
+use memwatch_tests::binary::{can_watch, command, find, workspace};
 use memwatch_tests::watch::{Ended, run_to_end};
 use memwatch_tests::{Recipe, Target, need};
 
@@ -114,11 +114,17 @@ wrong_command_lines! {
     verbose_and_quiet: ["--pid", "1", "-v", "-q"], "-q";
     depth_too_large: ["--pid", "1", "--max-depth", "100000"], "100000";
     bad_percent: ["--pid", "1", "--max-overhead", "-3"], "";
-    record_is_not_in_this_version: ["record", "--pid", "1"], "record";
+    record_to_nowhere: ["record", "--pid", "1"], "--output";
+    record_of_nothing: ["record", "-o", "a.memwatch"], "what to watch";
+    recording_and_target: ["top", "a.memwatch", "--pid", "1"], "--pid";
+    recording_and_interval: ["top", "a.memwatch", "-i", "1s"], "--interval";
+    recording_and_command: ["diff", "a.memwatch", "--", "true"], "COMMAND";
+    three_recordings: ["diff", "a", "b", "c"], "c";
+    past_of_a_running_target: ["diff", "--pid", "1", "--from", "3"], "--from";
+    no_such_place_in_time: ["top", "a.memwatch", "--from", "soon"], "soon";
     report_is_not_in_this_version: ["report", "--pid", "1"], "report";
     export_is_not_in_this_version: ["export", "file.memwatch", "--to", "pprof"], "export";
     serve_is_not_in_this_version: ["serve"], "serve";
-    saved_snapshots_are_not_in_this_version: ["diff", "old.memwatch", "new.memwatch"], "old.memwatch";
     containers_are_not_in_this_version: ["--container", "no-such-container"], "--container";
     pods_are_not_in_this_version: ["--pod", "nowhere/no-such-pod"], "--pod";
     html_is_not_in_this_version: ["--pid", "1", "--format", "html"], "html";
@@ -135,7 +141,7 @@ fn help_and_version_are_no_errors() {
         assert!(!ended.stdout.is_empty());
         assert_eq!(ended.stderr, "");
     }
-    for name in ["top", "diff", "ps", "doctor"] {
+    for name in ["top", "diff", "record", "ps", "doctor"] {
         let ended = run(&[name, "--help"]);
         assert_eq!(ended.code, Some(0), "{name}: {}", ended.stderr);
     }
@@ -254,6 +260,100 @@ fn command_that_cannot_be_started() {
     need!(can_watch());
     assert_error(&run(&["--", "/no/such/program"]), &[1, 5], "/no/such/program");
     assert_error(&run(&["--", "/etc/passwd"]), &[1, 5], "/etc/passwd");
+}
+
+/// A small recording of format version 1.
+fn recording() -> Vec<u8> {
+    let path = workspace().join("memwatch/tests/fixtures/version-1.memwatch");
+    fs::read(path).expect("it is in the repository")
+}
+
+#[test]
+fn files_that_are_no_recordings() {
+    need!(find());
+    let folder = tempfile::tempdir().expect("a directory can be made");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).expect("it can be written");
+        path
+    };
+    let whole = file("whole", &recording());
+    let mut newer = recording();
+    newer[8] = 200;
+    for (path, says) in [
+        (folder.path().join("missing"), "No such file"),
+        (folder.path().to_owned(), "directory"),
+        (file("empty", b""), "not a memwatch recording"),
+        (
+            file("text", b"{\"schema\": \"memwatch.report/1\"}\n"),
+            "not a memwatch recording",
+        ),
+        (file("newer", &newer), "version 200"),
+        (file("stump", &recording()[..40]), "cut off"),
+    ] {
+        for arguments in [&["top"][..], &["diff"], &["diff", as_text(&whole)]] {
+            let mut all = arguments.to_vec();
+            all.push(as_text(&path));
+            let ended = run(&all);
+            assert_error(&ended, &[1], says);
+            assert!(ended.stderr.contains(as_text(&path)), "{}", ended.stderr);
+        }
+    }
+    let all = ["top", as_text(&whole), "--older-than", "7s"];
+    assert_error(&run(&all), &[2], "--older-than");
+    let all = ["diff", as_text(&whole), "--from", "9", "--to", "1"];
+    assert_error(&run(&all), &[2], "--from");
+    let all = ["diff", as_text(&whole), "--fail-on-growth", "1k"];
+    assert_eq!(run(&all).code, Some(3));
+    let all = ["top", as_text(&whole), "-o", "/no/such/directory/out"];
+    assert_error(&run(&all), &[1], "/no/such/directory/out");
+}
+
+/// It is shown up to its last whole tick, and one line tells of the rest.
+#[test]
+fn a_recording_that_was_cut_off() {
+    need!(find());
+    let folder = tempfile::tempdir().expect("a directory can be made");
+    let path = folder.path().join("cut");
+    let bytes = recording();
+    fs::write(&path, &bytes[..bytes.len() - 20]).expect("it can be written");
+    for name in ["top", "diff"] {
+        let ended = run(&[name, as_text(&path), "--format", "json"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("cut off"), "{}", ended.stderr);
+        assert_eq!(ended.reports().len(), 1);
+    }
+    let ended = run(&["top", as_text(&path), "-q"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_recording_that_cannot_be_written_leaves_nothing() {
+    need!(can_watch());
+    let target = Target::start(&need!(Recipe::c("c_basic.c").build()));
+    let pid = target.pid().to_string();
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let file = directory.path().join("old.memwatch");
+    fs::write(&file, "precious").expect("it can be written");
+    for path in [
+        file.join("below"),
+        directory.path().join("no/such"),
+        directory.path().to_owned(),
+    ] {
+        assert_error(
+            &run(&["record", "--pid", &pid, "-o", as_text(&path)]),
+            &[1],
+            as_text(&path),
+        );
+    }
+    assert_error(
+        &run(&["record", "--pid", NO_PID, "-o", as_text(&file)]),
+        &[5],
+        NO_PID,
+    );
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "precious");
+    assert_eq!(fs::read_dir(directory.path()).expect("it is there").count(), 1);
 }
 
 fn as_text(path: &Path) -> &str {

@@ -22,12 +22,15 @@ const COMPILER: [Package; 3] = [
     package("rust-web-src"),
 ];
 
-const FOR_TESTS: [Package; 10] = [
+const FOR_TESTS: [Package; 13] = [
     program("gcc", "gcc"),
     program("g++", "g++"),
     program("musl-gcc", "musl-tools"),
     program("python3", "python3"),
     program("go", "golang-go"),
+    program("dot", "graphviz"),
+    program("chromium", "chromium"),
+    package("python3-jsonschema"),
     program("gdb", "gdb"),
     program("bpftrace", "bpftrace"),
     package("libjemalloc2"),

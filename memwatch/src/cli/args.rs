@@ -10,6 +10,7 @@ use memwatch_common::limits;
 
 use super::units;
 use crate::{
+    export::format::ExportFormat,
     format::Unit,
     model::query::{self, GroupBy, SortBy, View},
     probe::links::Method,
@@ -27,6 +28,10 @@ Examples:
   memwatch top --comm 'python*' --group-by line
   memwatch top --pid 1234 --older-than 5m   only blocks that nobody freed for five minutes
   memwatch diff --pid 1234 --baseline 30s   what changed since second 30
+  memwatch record --pid 1234 -o a.memwatch  save all that is seen, until Ctrl-C
+  memwatch diff a.memwatch --from 10m       what changed in a recording since its tenth minute
+  memwatch report --pid 1234 -d 2m --format html -o leaks.html
+  memwatch export --pid 1234 -d 30s --to pprof -o heap.pb.gz
   memwatch --format json -d 1m -- ./server  from the first instruction, one JSON object a tick
   memwatch doctor --pid 1234                what this kernel and this target allow
 
@@ -64,12 +69,21 @@ pub struct Cli {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum CommandArgs {
-    /// Who holds memory now, and who grows (the default)
+    /// Who holds memory now, and who grows (the default); also of a recording
     #[command(after_help = EXIT_HELP)]
-    Top(WatchArgs),
-    /// What changed against a baseline, live
+    Top(TopArgs),
+    /// What changed against a baseline, live; within a recording, or between two
     #[command(after_help = EXIT_HELP)]
     Diff(DiffArgs),
+    /// Watch and save all that is seen, to look at it later or elsewhere
+    #[command(after_help = EXIT_HELP)]
+    Record(RecordArgs),
+    /// A leak report: who grows and why that is a leak or not, as text, markdown, html or json
+    #[command(after_help = EXIT_HELP)]
+    Report(ReportArgs),
+    /// A file for another tool: pprof, flame graph, speedscope, csv and others
+    #[command(after_help = EXIT_HELP)]
+    Export(ExportArgs),
     /// Processes: memory, growth, runtime found, can it be watched
     #[command(after_help = EXIT_HELP)]
     Ps(PsArgs),
@@ -108,16 +122,112 @@ pub struct WatchArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// A recording, instead of a target: what was known at its end, or at --to; every tick from --from on
+    #[arg(value_name = "FILE", help_heading = "Recording")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub span: SpanArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+/// Which part of a recording.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recording")]
+pub struct SpanArgs {
+    /// From this tick (120), time after its start (10m), or time (2026-01-02T03:04:05Z) of a recording on
+    #[arg(long, value_name = "WHEN", value_parser = units::parse_when)]
+    pub from: Option<units::When>,
+    /// Up to this tick, time after its start, or time
+    #[arg(long, value_name = "WHEN", value_parser = units::parse_when)]
+    pub to: Option<units::When>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct RecordArgs {
+    /// Size of the file from which on older ticks are thinned out [default: 16MiB]
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, allow_hyphen_values = true)]
+    #[arg(help_heading = "Limits")]
+    pub max_file_size: Option<u64>,
+    /// Only blocks of at least this size
+    #[arg(short = 'z', long, value_name = "BYTES", value_parser = units::parse_size, allow_hyphen_values = true)]
+    #[arg(help_heading = "What is recorded")]
+    pub min_size: Option<u64>,
+    /// Only blocks of at most this size
+    #[arg(short = 'Z', long, value_name = "BYTES", value_parser = units::parse_size, allow_hyphen_values = true)]
+    #[arg(help_heading = "What is recorded")]
+    pub max_size: Option<u64>,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub time: TimeArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub other: OtherVersionArgs,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct DiffArgs {
     /// Compare with what was in use this long after the start (at the start when not given)
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, allow_hyphen_values = true)]
     #[arg(help_heading = "Time")]
     pub baseline: Option<Duration>,
-    /// Two saved snapshots
-    #[arg(value_name = "OLD NEW", hide = true, num_args = 0..)]
-    pub files: Vec<OsString>,
+    /// Recordings, instead of a target: one from its beginning (or --from) to its end (or --to), or two at their ends
+    #[arg(value_name = "[OLD] NEW", num_args = 0..=2, help_heading = "Recording")]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub span: SpanArgs,
     #[command(flatten)]
     pub watch: WatchArgs,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    pub span: SpanArgs,
+    #[command(flatten)]
+    pub saved: SavedArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The file's form: pprof, collapsed, flamegraph, speedscope, json, csv, memleak or heaptrack
+    #[arg(
+        long,
+        value_name = "FORM",
+        help_heading = "Output",
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(ExportFormat::NAMES))]
+    pub to: String,
+    /// What a recording had at this tick, time after its start, or time [default: its end]
+    #[arg(long, value_name = "WHEN", value_parser = units::parse_when, help_heading = "Recording")]
+    pub at: Option<units::When>,
+    #[command(flatten)]
+    pub saved: SavedArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+/// What `report` and `export` have in common.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SavedArgs {
+    /// A recording, instead of a target
+    #[arg(value_name = "FILE", help_heading = "Recording")]
+    pub file: Option<PathBuf>,
+    /// Compare with what was in use this long after the start
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, allow_hyphen_values = true)]
+    #[arg(help_heading = "Time")]
+    pub baseline: Option<Duration>,
+    /// Leave out what this file lists as known (`leak:PATTERN` lines, as for LeakSanitizer)
+    #[arg(long, value_name = "FILE", help_heading = "What is shown")]
+    pub suppressions: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -320,7 +430,7 @@ pub struct OutputArgs {
 /// Options of the contract that this version knows by name, to give a better answer than "unexpected argument".
 #[derive(Clone, Debug, Default, Args)]
 pub struct OtherVersionArgs {
-    /// Python objects: only `off`
+    /// Python: `exact`, each block; `off`, as any other program [default: what CPython asks libc for]
     #[arg(long, value_name = "MODE", hide = true)]
     #[arg(value_parser = PossibleValuesParser::new(["pools", "exact", "off"]))]
     pub python: Option<String>,

@@ -6,6 +6,8 @@ pub mod doctor;
 pub mod error;
 pub mod output;
 pub mod read;
+pub mod recorded;
+pub mod report;
 pub mod resolve;
 pub mod run;
 pub mod units;

@@ -24,6 +24,8 @@ pub enum OutputError {
     DanglingLink { path: PathBuf },
     #[error("cannot write `{}`: {cause}; what was there before is unchanged", path.display())]
     Write { path: PathBuf, cause: io::Error },
+    #[error("cannot write more to `{}`: {cause}; what was recorded until then is kept", path.display())]
+    Append { path: PathBuf, cause: io::Error },
     #[error("cannot write to stdout: {cause}")]
     Stdout { cause: io::Error },
 }
@@ -119,27 +121,43 @@ impl Output {
 
     /// Writes one block whole: a reader on the other side of a pipe gets each tick when it happens.
     pub fn write(&mut self, block: &str) -> Result<Flow, OutputError> {
+        self.write_bytes(block.as_bytes())
+    }
+
+    /// Of a file that is shown already, a piece is there whole or not at all.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<Flow, OutputError> {
         match &mut self.sink {
-            Sink::Stream { writer, path } => {
-                match writer.write_all(block.as_bytes()).and_then(|()| writer.flush()) {
-                    Ok(()) => Ok(Flow::Continue),
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Flow::Stop),
-                    Err(cause) => Err(match path {
-                        Some(path) => OutputError::Write {
-                            path: path.clone(),
-                            cause,
-                        },
-                        None => OutputError::Stdout { cause },
-                    }),
-                }
-            }
-            Sink::File(pending) => match pending.file.write_all(block.as_bytes()) {
+            Sink::Stream { writer, path } => match writer.write_all(bytes).and_then(|()| writer.flush()) {
                 Ok(()) => Ok(Flow::Continue),
-                Err(cause) => Err(OutputError::Write {
-                    path: pending.target.clone(),
-                    cause,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Flow::Stop),
+                Err(cause) => Err(match path {
+                    Some(path) => OutputError::Write {
+                        path: path.clone(),
+                        cause,
+                    },
+                    None => OutputError::Stdout { cause },
                 }),
             },
+            Sink::File(pending) => pending.write(bytes).map(|()| Flow::Continue),
+        }
+    }
+
+    /// Makes the file appear under its name with what is in it so far; what is written later is added to it.
+    pub fn show(&mut self) -> Result<(), OutputError> {
+        match &mut self.sink {
+            Sink::Stream { .. } => Ok(()),
+            Sink::File(pending) => pending.show().map_err(|cause| OutputError::Write {
+                path: pending.target.clone(),
+                cause,
+            }),
+        }
+    }
+
+    /// The file that is or will be there; none for what is no regular file.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.sink {
+            Sink::Stream { .. } => None,
+            Sink::File(pending) => Some(&pending.target),
         }
     }
 
@@ -163,6 +181,7 @@ struct Pending {
     target: PathBuf,
     /// `None` once it has been renamed.
     temporary: Option<PathBuf>,
+    bytes: u64,
 }
 
 /// Names tried before giving up; each is only taken if another memwatch with this pid (in another pid namespace)
@@ -183,6 +202,7 @@ impl Pending {
                         file,
                         target,
                         temporary: Some(temporary),
+                        bytes: 0,
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -201,7 +221,25 @@ impl Pending {
         }
     }
 
+    fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
+        if let Err(cause) = self.file.write_all(bytes) {
+            // The part that did fit. If it stays, readers find it out.
+            let _ = self.file.set_len(self.bytes);
+            let path = self.target.clone();
+            return Err(match self.temporary {
+                Some(_) => OutputError::Write { path, cause },
+                None => OutputError::Append { path, cause },
+            });
+        }
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
     fn publish(mut self) -> io::Result<()> {
+        self.show()
+    }
+
+    fn show(&mut self) -> io::Result<()> {
         // A full disk may show only now; the rename must not happen before that.
         self.file.sync_all()?;
         if let Some(temporary) = &self.temporary {
@@ -260,6 +298,23 @@ mod tests {
         output.finish().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
         assert_eq!(names(folder.path()), ["out.json"]);
+    }
+
+    #[test]
+    fn a_file_that_is_shown_early_grows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.memwatch");
+        fs::write(&path, "before").unwrap();
+        let mut output = open(&path).unwrap();
+        assert_eq!(output.write_bytes(b"one").unwrap(), Flow::Continue);
+        assert_eq!(fs::read(&path).unwrap(), b"before");
+        output.show().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(output.write_bytes(b" two").unwrap(), Flow::Continue);
+        assert_eq!(output.path(), Some(&*fs::canonicalize(&path).unwrap()));
+        drop(output);
+        assert_eq!(fs::read(&path).unwrap(), b"one two");
+        assert_eq!(names(folder.path()), ["out.memwatch"]);
     }
 
     #[test]

@@ -2,18 +2,28 @@
 //! arguments, so the same command line means the same everywhere.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use self::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, select, target, time};
-use super::args::{BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, WatchArgs};
+use self::parts::{
+    DEFAULT_INTERVAL, bounds, known_to_this_version, output, python, query, select, target, time,
+};
+use super::args::{
+    BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, QueryArgs, RecordArgs,
+    TopArgs, WatchArgs,
+};
 use super::output::Destination;
 use crate::format::{self, ByteFormat};
-use crate::model::query::Query;
+use crate::model::query::{Query, SortBy};
 use crate::probe::links::Method;
-use crate::watch::start::ScopeChoice;
+use crate::watch::start::{PythonMode, ScopeChoice};
 
 mod parts;
+mod recorded;
+mod saved;
+
+pub use recorded::Span;
+pub use saved::{ExportSpec, ReportFormat, ReportSpec, SourceSpec};
 
 /// A command line that is wrong: what is wrong with it and what to do instead. Exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +34,12 @@ pub enum UsageError {
         "`memwatch {command}` needs to know what to watch: give one of --pid, --comm, --cgroup, --all, or -- COMMAND"
     )]
     NoTarget { command: &'static str },
+    #[error("`memwatch record` needs to know where to: give --output FILE")]
+    NoFile,
+    #[error(
+        "`memwatch {command}` needs to know on what: give a file of `memwatch record`, or a target (--pid, --comm, --cgroup, --all, or -- COMMAND)"
+    )]
+    NoSource { command: &'static str },
     #[error("{first} and {second} cannot be used together: {advice}")]
     Conflict {
         first: &'static str,
@@ -47,6 +63,27 @@ pub enum Command {
         /// How long after the start the baseline is taken; zero: tick 0.
         baseline: Duration,
     },
+    Record {
+        /// The file's size from which on it is thinned.
+        most_bytes: u64,
+    },
+    /// A recording: what was known at one time, or at each of several.
+    TopFile {
+        path: PathBuf,
+        span: Span,
+    },
+    /// What changed within a recording.
+    DiffFile {
+        path: PathBuf,
+        span: Span,
+    },
+    /// What is different at the ends of two recordings.
+    DiffFiles {
+        old: PathBuf,
+        new: PathBuf,
+    },
+    Report(ReportSpec),
+    Export(ExportSpec),
     Ps,
     Doctor {
         /// Load every kernel program.
@@ -54,6 +91,17 @@ pub enum Command {
     },
     /// Probes that do nothing, for measuring.
     BenchFloor,
+}
+
+impl Command {
+    const fn has_screen(&self) -> bool {
+        match self {
+            Self::Top | Self::Diff { .. } | Self::DiffFile { .. } => true,
+            // Every tick was asked for, one after the other.
+            Self::TopFile { span, .. } => span.from.is_none(),
+            _ => false,
+        }
+    }
 }
 
 /// Which processes.
@@ -145,6 +193,7 @@ pub struct Resolved {
     pub fail_on_growth: Option<u64>,
     pub scope: ScopeChoice,
     pub method: Method,
+    pub python: PythonMode,
     pub output: OutputSpec,
 }
 
@@ -155,7 +204,7 @@ impl Resolved {
             None if stdout_is_terminal
                 && self.output.destination == Destination::Stdout
                 && self.ticks != Some(1)
-                && matches!(self.command, Command::Top | Command::Diff { .. }) =>
+                && self.command.has_screen() =>
             {
                 Screen::Full
             }
@@ -167,21 +216,59 @@ impl Resolved {
 pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
     match cli.command {
         None => watch("top", Command::Top, cli.top),
-        Some(CommandArgs::Top(arguments)) => watch("top", Command::Top, arguments),
+        Some(CommandArgs::Top(arguments)) => top(arguments),
         Some(CommandArgs::Diff(arguments)) => diff(arguments),
+        Some(CommandArgs::Record(arguments)) => record(arguments),
+        Some(CommandArgs::Report(arguments)) => saved::report(arguments),
+        Some(CommandArgs::Export(arguments)) => saved::export(arguments),
         Some(CommandArgs::Ps(arguments)) => ps(arguments),
         Some(CommandArgs::Doctor(arguments)) => doctor(arguments),
         Some(CommandArgs::BenchFloor(arguments)) => bench_floor(&arguments),
     }
 }
 
-fn diff(arguments: DiffArgs) -> Result<Resolved, UsageError> {
-    if let Some(file) = arguments.files.first() {
-        return Err(UsageError::NotInThisVersion {
-            what: format!("comparing saved snapshots (`{}`)", Path::new(file).display()),
-            advice: "`memwatch diff --pid PID` compares a running process with its own beginning",
+fn top(arguments: TopArgs) -> Result<Resolved, UsageError> {
+    if let Some(path) = arguments.file {
+        return recorded::top(path, arguments.span, arguments.watch);
+    }
+    recorded::no_span(&arguments.span)?;
+    watch("top", Command::Top, arguments.watch)
+}
+
+fn record(arguments: RecordArgs) -> Result<Resolved, UsageError> {
+    let most_bytes = recorded::most_bytes(arguments.max_file_size)?;
+    if arguments.output.output.is_none() {
+        return Err(UsageError::NoFile);
+    }
+    if let Some(format) = arguments.output.format {
+        return Err(UsageError::Value {
+            option: "--format",
+            value: format,
+            reason: "a recording has its own form; `memwatch top FILE` and the like print it".to_owned(),
         });
     }
+    let arguments = WatchArgs {
+        target: arguments.target,
+        time: arguments.time,
+        query: QueryArgs {
+            min_size: arguments.min_size,
+            max_size: arguments.max_size,
+            ..QueryArgs::default()
+        },
+        limits: arguments.limits,
+        output: arguments.output,
+        other: arguments.other,
+    };
+    watch("record", Command::Record { most_bytes }, arguments)
+}
+
+fn diff(mut arguments: DiffArgs) -> Result<Resolved, UsageError> {
+    // As tracemalloc's compare_to: what changed most comes first.
+    arguments.watch.query.sort.get_or_insert(SortBy::Difference);
+    if !arguments.files.is_empty() {
+        return recorded::diff(arguments);
+    }
+    recorded::no_span(&arguments.span)?;
     let baseline = arguments.baseline.unwrap_or_default();
     if let Some(duration) = arguments.watch.time.duration
         && baseline >= duration
@@ -215,6 +302,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         fail_on_growth: arguments.limits.fail_on_growth,
         scope,
         method,
+        python: python(arguments.other.python.as_deref()),
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -239,6 +327,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
+        python: PythonMode::default(),
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -267,6 +356,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         fail_on_growth: None,
         scope: ScopeChoice::default(),
         method: Method::default(),
+        python: PythonMode::default(),
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

@@ -11,9 +11,10 @@ use super::{
     args::Cli,
     doctor,
     error::{ExitCode, Failure, is_broken_pipe},
-    output::Output,
+    output::{Destination, Output},
     read::ReadError,
-    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, Verbosity},
+    recorded, report,
+    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, UsageError, Verbosity},
 };
 use crate::{
     controller::{self, Printer},
@@ -52,6 +53,11 @@ fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitCo
     let resolved = resolve::resolve(cli)?;
     match resolved.command {
         Command::Top | Command::Diff { .. } => watch(&resolved),
+        Command::Record { most_bytes } => record(&resolved, most_bytes),
+        Command::TopFile { .. } | Command::DiffFile { .. } | Command::DiffFiles { .. } => {
+            recorded::run(&resolved, color(&resolved))
+        }
+        Command::Report(_) | Command::Export(_) => report::run(&resolved),
         Command::Ps => list(&resolved),
         Command::Doctor { verify } => doctor::run(&resolved, verify),
         Command::BenchFloor => bench_floor(&resolved),
@@ -82,6 +88,7 @@ pub fn settings(resolved: &Resolved) -> Result<Settings> {
         follow: resolved.follow,
         scope: resolved.scope,
         method: resolved.method,
+        python: resolved.python,
     })
 }
 
@@ -103,22 +110,48 @@ fn watch(resolved: &Resolved) -> Result<ExitCode> {
     let screen = resolved.screen(std::io::stdout().is_terminal());
     // An output that cannot be written is found before anything is probed.
     let output = Output::open(&resolved.output.destination)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = runtime()?;
     match screen {
         Screen::Full => runtime.block_on(crate::screen::run(&settings, resolved, color(resolved))),
         Screen::Blocks(format) => {
-            let verbose = resolved.output.verbosity >= Verbosity::Verbose;
-            let mut progress = |step: &str| {
-                if verbose {
-                    let _ = writeln!(std::io::stderr(), "memwatch: {step}");
-                }
-            };
-            let watch = start::start(&settings, &mut progress)?;
+            let watch = start::start(&settings, &mut progress(resolved))?;
             let printer = Printer::new(resolved, format, color(resolved));
             runtime.block_on(controller::blocks(watch, resolved, &printer, output))
+        }
+    }
+}
+
+/// `memwatch record`
+fn record(resolved: &Resolved, most_bytes: u64) -> Result<ExitCode> {
+    let settings = settings(resolved)?;
+    if resolved.output.destination == Destination::Stdout && std::io::stdout().is_terminal() {
+        let error = UsageError::Value {
+            option: "--output",
+            value: "-".to_owned(),
+            reason: "a recording is no text for a terminal; name a file, or pipe it on".to_owned(),
+        };
+        return Err(error.into());
+    }
+    let output = Output::open(&resolved.output.destination)?;
+    let runtime = runtime()?;
+    let watch = start::start(&settings, &mut progress(resolved))?;
+    let target = crate::screen::target_name(&settings);
+    runtime.block_on(crate::record::run(watch, resolved, output, most_bytes, target))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")
+}
+
+/// Tells each step of attaching, when the user wants to know.
+fn progress(resolved: &Resolved) -> impl FnMut(&str) + use<> {
+    let verbose = resolved.output.verbosity >= Verbosity::Verbose;
+    move |step: &str| {
+        if verbose {
+            let _ = writeln!(std::io::stderr(), "memwatch: {step}");
         }
     }
 }

@@ -44,6 +44,28 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     number.times(1_u64 << shift)
 }
 
+/// A place in a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Tick(u64),
+    /// After the start.
+    After(Duration),
+    At(jiff::Timestamp),
+}
+
+/// `120`, `10m` or `2026-01-02T03:04:05Z`.
+pub fn parse_when(text: &str) -> Result<When, String> {
+    if let Ok(tick) = text.parse() {
+        return Ok(When::Tick(tick));
+    }
+    if let Ok(after) = parse_duration(text) {
+        return Ok(When::After(after));
+    }
+    text.parse().map(When::At).map_err(|_| {
+        "a tick (120), a time after the start (10m) or a time (2026-01-02T03:04:05Z) is needed".to_owned()
+    })
+}
+
 /// `500ms`, `10s`, `1m30s`; a number alone is seconds, as in bcc.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let mut rest = unsigned(text)?;
@@ -198,6 +220,20 @@ mod tests {
                 Ok(Duration::from_millis(milliseconds)),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn places_in_a_recording() {
+        assert_eq!(parse_when("120"), Ok(When::Tick(120)));
+        assert_eq!(parse_when("10m"), Ok(When::After(Duration::from_mins(10))));
+        let time = "2026-01-02T03:04:05Z";
+        assert_eq!(
+            parse_when(time),
+            time.parse().map(When::At).map_err(|_| String::new())
+        );
+        for bad in ["", "-1", "soon", "2026-13-02T03:04:05Z", "10 parsecs"] {
+            assert!(parse_when(bad).is_err(), "{bad}");
         }
     }
 

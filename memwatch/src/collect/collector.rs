@@ -284,6 +284,7 @@ impl SiteAges {
             .position(|edge| age < *edge)
             .unwrap_or(AGE_EDGES_SECONDS.len());
         self.objects[bucket] += 1;
+        self.bytes[bucket] += value.bytes;
         if self.oldest_born_ns == 0 || value.born_ns < self.oldest_born_ns {
             self.oldest_born_ns = value.born_ns;
         }
@@ -337,6 +338,7 @@ mod tests {
             let before = ages.objects[bucket];
             ages.add(&value, now, 10_000_000_000);
             assert_eq!(ages.objects[bucket], before + 1, "{age_s}");
+            assert_eq!(ages.bytes[bucket], ages.objects[bucket] * 10, "{age_s}");
         }
         assert_eq!(ages.oldest_born_ns, now - 90_000_000_000_000);
         assert_eq!((ages.old_objects, ages.old_bytes), (2, 20));

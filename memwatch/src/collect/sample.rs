@@ -40,6 +40,8 @@ pub struct LiveScan {
 pub struct SiteAges {
     /// Objects below each edge of [`AGE_EDGES_SECONDS`], and above the last.
     pub objects: [u64; AGE_EDGES_SECONDS.len() + 1],
+    /// The bytes of these objects.
+    pub bytes: [u64; AGE_EDGES_SECONDS.len() + 1],
     pub oldest_born_ns: u64,
     /// Blocks at least as old as the `--older-than` of the scan (all, when there is none).
     pub old_bytes: u64,

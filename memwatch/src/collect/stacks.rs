@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use memwatch_common::Stack;
+use memwatch_common::{Stack, python::PythonStack};
 
 use super::batch;
 use crate::{
@@ -18,21 +18,24 @@ use crate::{
 #[derive(Debug)]
 pub struct KernelStacks {
     map: OwnedFd,
+    python: OwnedFd,
     seen: HashSet<u64>,
 }
 
 impl KernelStacks {
     pub fn new(kernel: &KernelSide) -> Result<Self> {
-        let map = kernel
-            .ebpf
-            .map("STACKS")
-            .and_then(map_fd)
-            .context("the kernel side has no map STACKS")?;
-        let map = map
-            .try_clone_to_owned()
-            .context("cannot keep the map of stacks open")?;
+        let open = |name: &str| -> Result<OwnedFd> {
+            let map = kernel
+                .ebpf
+                .map(name)
+                .and_then(map_fd)
+                .with_context(|| format!("the kernel side has no map {name}"))?;
+            map.try_clone_to_owned()
+                .with_context(|| format!("cannot keep the map {name} open"))
+        };
         Ok(Self {
-            map,
+            map: open("STACKS")?,
+            python: open("PYTHON_STACKS")?,
             seen: HashSet::new(),
         })
     }
@@ -50,5 +53,9 @@ impl StackSource for KernelStacks {
             self.seen.insert(stack_hash);
         }
         stack
+    }
+
+    fn python_frames(&mut self, hash: u64) -> Option<PythonStack> {
+        batch::get(self.python.as_fd(), &hash).ok().flatten()
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use memwatch_common::{Counter, Domain};
 
-use super::group::{QueryError, rows};
+use super::counts::SiteId;
+use super::group::{QueryError, rows_by_site};
 use super::health::{Notice, health};
 use super::processes::{Instance, totals};
 use super::query::Query;
-use super::report::{Host, Kind, Options, Overhead, Probes, Process, Report, SCHEMA, Totals};
+use super::report::{Host, Kind, Options, Overhead, Probes, Process, Report, Row, SCHEMA, Totals};
 use super::state::{Baseline, Model};
 use crate::symbolize::names::StackNames;
 
@@ -43,14 +44,28 @@ pub fn report(
     now_ns: u64,
     meta: &Meta,
 ) -> Result<Report, QueryError> {
-    let (rows, total_rows) = rows(model, query, names, baseline, now_ns)?;
+    let (report, _) = report_by_site(model, query, names, baseline, now_ns, meta)?;
+    Ok(report)
+}
+
+/// The same, and for each row the site that it is about: of several, the one that holds most.
+pub fn report_by_site(
+    model: &Model,
+    query: &Query,
+    names: &mut dyn StackNames,
+    baseline: Option<&Baseline>,
+    now_ns: u64,
+    meta: &Meta,
+) -> Result<(Report, Vec<SiteId>), QueryError> {
+    let (rows, total_rows) = rows_by_site(model, query, names, baseline, now_ns)?;
+    let (sites, rows): (Vec<SiteId>, Vec<Row>) = rows.into_iter().unzip();
     let overhead = Overhead {
         hits: model.counters()[Counter::Hits as usize],
         kernel_map_bytes: model.kernel_map_bytes(),
         ..meta.overhead.clone()
     };
     let limits = model.limits().clone();
-    Ok(Report {
+    let report = Report {
         schema: SCHEMA.to_owned(),
         kind: meta.kind,
         time: meta.time.clone(),
@@ -73,7 +88,8 @@ pub fn report(
         rows,
         total_rows,
         findings: Vec::new(),
-    })
+    };
+    Ok((report, sites))
 }
 
 fn options(query: &Query, meta: &Meta) -> Options {

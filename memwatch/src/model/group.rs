@@ -22,6 +22,10 @@ pub enum QueryError {
         "cannot group by thread: allocations are added up by process and stack, not by thread; use --group-by process or function"
     )]
     Threads,
+    #[error(
+        "--older-than in a recording can be one of 1s, 10s, 1m, 5m, 30m, 2h, 8h and 24h: that is how ages are kept"
+    )]
+    AgeNotRecorded,
     #[error(transparent)]
     Glob(#[from] BadGlob),
 }
@@ -96,6 +100,18 @@ pub fn rows(
     baseline: Option<&Baseline>,
     now_ns: u64,
 ) -> Result<(Vec<Row>, u64), QueryError> {
+    let (rows, total) = rows_by_site(model, query, names, baseline, now_ns)?;
+    Ok((rows.into_iter().map(|(_, row)| row).collect(), total))
+}
+
+/// The same, and for each row the site that it is about: of several, the one that holds most.
+pub fn rows_by_site(
+    model: &Model,
+    query: &Query,
+    names: &mut dyn StackNames,
+    baseline: Option<&Baseline>,
+    now_ns: u64,
+) -> Result<(Vec<(SiteId, Row)>, u64), QueryError> {
     if query.group_by == GroupBy::Thread {
         return Err(QueryError::Threads);
     }
@@ -113,13 +129,16 @@ pub fn rows(
         .filter(|index| groups[*index].numbers.is_shown(query, baseline.is_some()))
         .collect();
     let total = shown.len() as u64;
-    shown.sort_by(|a, b| compare(query.sort, &groups[*a], &groups[*b]));
+    shown.sort_by(|a, b| compare(query, &groups[*a], &groups[*b]));
     shown.truncate(query.limit);
     let histograms = histograms(&groups, &shown, &candidates, &members);
-    let rows = shown
-        .iter()
-        .zip(histograms)
-        .map(|(index, histograms)| row(model, query, names, &groups[*index], &histograms, now_ns));
+    let rows = shown.iter().zip(histograms).map(|(index, histograms)| {
+        let group = &groups[*index];
+        (
+            group.largest,
+            row(model, query, names, group, &histograms, now_ns),
+        )
+    });
     Ok((rows.collect(), total))
 }
 
@@ -251,9 +270,17 @@ fn keys_of(
 }
 
 /// Largest first; what is equal comes in the order of the key, so that rows do not jump from tick to tick.
-fn compare(sort: SortBy, a: &Group, b: &Group) -> Ordering {
+fn compare(query: &Query, a: &Group, b: &Group) -> Ordering {
     let (x, y) = (&a.numbers, &b.numbers);
-    let first = match sort {
+    let change = |n: &Numbers| {
+        let delta = n.delta.unwrap_or_default();
+        let (bytes, objects) = match query.view {
+            View::Inuse => (delta.inuse_bytes, delta.inuse_objects),
+            View::Alloc => (delta.alloc_bytes, delta.alloc_objects),
+        };
+        (bytes.unsigned_abs(), objects.unsigned_abs())
+    };
+    let first = match query.sort {
         SortBy::InuseBytes => y.inuse_bytes.cmp(&x.inuse_bytes),
         SortBy::InuseObjects => y.inuse_objects.cmp(&x.inuse_objects),
         SortBy::AllocBytes => y.total.alloc_bytes.cmp(&x.total.alloc_bytes),
@@ -264,6 +291,7 @@ fn compare(sort: SortBy, a: &Group, b: &Group) -> Ordering {
             .oldest_born_ns
             .wrapping_sub(1)
             .cmp(&y.oldest_born_ns.wrapping_sub(1)),
+        SortBy::Difference => change(y).cmp(&change(x)),
     };
     let bytes = |n: &Numbers| Reverse((n.inuse_bytes, n.total.alloc_bytes));
     first

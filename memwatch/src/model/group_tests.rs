@@ -318,6 +318,28 @@ fn sorts_by_each_number() {
     assert_eq!(first(SortBy::Growth), ["build", "grow;main"]);
 }
 
+/// As tracemalloc's compare_to: what shrank by more comes before what grew by less.
+#[test]
+fn differences_are_sorted_by_how_much_there_is_of_them() {
+    let mut model = model();
+    let baseline = model.baseline();
+    model.apply(
+        sample(11)
+            .site(key(1, Domain::Native, 10), blocks(100, 31, 10))
+            .site(key(2, Domain::PythonObject, 30), blocks(64, 100, 50))
+            .site(key(2, Domain::Native, 99), blocks(8, 60, 0))
+            .alive(1000, 1)
+            .alive(2000, 2),
+    );
+    let query = Query {
+        sort: SortBy::Difference,
+        ..Query::default()
+    };
+    let (rows, _) = rows(&model, &query, &mut names(), Some(&baseline), NOW).unwrap();
+    let changes: Vec<i64> = rows.iter().map(|row| row.delta.unwrap().inuse_bytes).collect();
+    assert_eq!(changes, [-2560, 472, 100, 0]);
+}
+
 #[test]
 fn the_limit_cuts_rows_and_the_total_tells_how_many_there_were() {
     let query = Query {

@@ -72,7 +72,7 @@ fn size_text(bucket: usize) -> String {
 }
 
 /// The frame that a block of this domain belongs to.
-fn owner(domain: Domain, frames: &[Frame]) -> Option<usize> {
+pub fn owner(domain: Domain, frames: &[Frame]) -> Option<usize> {
     match domain {
         Domain::PythonRaw | Domain::PythonMem | Domain::PythonObject => plumbing::interpreted_owner(frames),
         Domain::Native | Domain::Mmap => plumbing::owner(frames),

@@ -214,6 +214,7 @@ impl MappingSet {
             let age_ns = now_ns.saturating_sub(born_ns);
             let ages = sites.entry(object.site()).or_default();
             ages.objects[age_bucket(age_ns)] += 1;
+            ages.bytes[age_bucket(age_ns)] += object.bytes_left;
             if ages.oldest_born_ns == 0 || born_ns < ages.oldest_born_ns {
                 ages.oldest_born_ns = born_ns;
             }

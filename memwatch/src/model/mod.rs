@@ -3,11 +3,14 @@
 pub mod assemble;
 pub mod counts;
 pub mod filter;
+pub mod findings;
 pub mod group;
 pub mod growth;
 pub mod health;
+pub mod history;
 pub mod keys;
 pub mod label;
+pub mod leaks;
 pub mod mappings;
 pub mod plumbing;
 pub mod processes;
@@ -15,5 +18,6 @@ pub mod query;
 pub mod report;
 mod shares;
 pub mod state;
+pub mod suppress;
 #[cfg(test)]
 pub mod testing;

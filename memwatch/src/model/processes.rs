@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use memwatch_common::{Domain, ProcessState};
 
+use serde::{Deserialize, Serialize};
+
 use super::counts::Counts;
 use super::report::{Container, Inherited, Pod, Runtime, Totals};
 
@@ -12,7 +14,8 @@ use super::report::{Container, Inherited, Pod, Runtime, Totals};
 pub const MAX_ENDED: usize = 1024;
 
 /// What `/proc` and the container runtime tell of a process; found out by the controller.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ProcessFacts {
     pub ppid: Option<u32>,
     /// RFC 3339.
@@ -185,6 +188,25 @@ impl Processes {
         }
     }
 
+    /// Puts in place what was saved of an instance; how much it allocated comes from its sites.
+    pub fn restore(&mut self, number: u32, saved: Instance) {
+        let ends = saved.ended();
+        let Some(entry) = self.entry(number) else { return };
+        let (counts, had_ended) = (entry.counts, entry.ended());
+        *entry = Instance { counts, ..saved };
+        if ends && !had_ended {
+            self.ended.insert((self.next_end, number));
+            self.next_end += 1;
+        }
+    }
+
+    /// Takes instances out for good.
+    pub fn remove(&mut self, gone: &BTreeSet<u32>) {
+        self.instances.retain(|number, _| !gone.contains(number));
+        self.ended.retain(|(_, number)| !gone.contains(number));
+        self.forgotten.extend(gone);
+    }
+
     /// False when there is no such instance.
     fn end(&mut self, instance: u32) -> bool {
         let Some(entry) = self.instances.get(&instance) else {
@@ -251,6 +273,22 @@ mod tests {
         processes.describe(2, facts("worker"));
         processes.fork(2, 200, 1, 100);
         assert_eq!(processes.get(2).unwrap().facts.comm, "worker");
+    }
+
+    #[test]
+    fn what_was_saved_of_a_process_is_put_back() {
+        let mut processes = Processes::default();
+        let saved = Instance {
+            pid: Some(100),
+            exited: true,
+            ..Instance::default()
+        };
+        processes.restore(1, saved.clone());
+        processes.restore(1, saved.clone());
+        assert_eq!(processes.ended.len(), 1);
+        processes.remove(&BTreeSet::from([1]));
+        processes.restore(1, saved);
+        assert!(processes.get(1).is_none() && processes.ended.is_empty());
     }
 
     #[test]

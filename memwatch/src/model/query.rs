@@ -78,6 +78,8 @@ named! {
         Growth = "growth",
         /// Oldest live block first.
         Age = "age",
+        /// What changed most, in either direction.
+        Difference = "difference",
     }
 }
 

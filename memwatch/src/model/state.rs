@@ -13,6 +13,8 @@ use super::processes::{MAX_ENDED, ProcessFacts, Processes};
 use super::report::{Delta, Limit};
 use crate::collect::sample::{LiveScan, Sample, SiteAges};
 
+pub mod replay;
+
 /// One site and what is needed to say how it changes.
 #[derive(Clone, Debug)]
 pub struct Site {
@@ -31,6 +33,10 @@ pub struct Baseline {
 }
 
 impl Baseline {
+    pub const fn new(at_ns: u64, counts: HashMap<SiteId, Counts>) -> Self {
+        Self { at_ns, counts }
+    }
+
     /// Nothing, for a site that was not there yet.
     pub fn counts(&self, site: &SiteId) -> Counts {
         self.counts.get(site).copied().unwrap_or_default()
@@ -54,6 +60,8 @@ pub struct Model {
     live: Option<LiveScan>,
     /// Sites and events that carried a number with no meaning here.
     undecoded: u64,
+    /// Only in a model that a recording was read into: what there is no [`MappingSet`] to tell.
+    saved: Option<replay::Saved>,
 }
 
 impl Default for Model {
@@ -78,6 +86,7 @@ impl Model {
             kernel_map_bytes: None,
             live: None,
             undecoded: 0,
+            saved: None,
         }
     }
 
@@ -293,6 +302,9 @@ impl Model {
 
     /// Live mappings by age at `now_ns`, those at least `older_than` old counted on their own.
     pub fn mapping_ages(&self, now_ns: u64, older_than: Option<Duration>) -> HashMap<SiteId, SiteAges> {
+        if let Some(saved) = &self.saved {
+            return saved.mapping_ages(older_than);
+        }
         let older_than_ns = older_than.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
         let mut all = HashMap::new();
         for (instance, set) in &self.mappings {
@@ -314,10 +326,16 @@ impl Model {
 
     /// What allocators hold of the kernel in this process; none when its mappings are not watched.
     pub fn allocator_mapped_bytes(&self, instance: u32) -> Option<u64> {
+        if let Some(saved) = &self.saved {
+            return saved.mapped(instance).allocator_bytes;
+        }
         self.mappings.get(&instance).map(MappingSet::allocator_bytes)
     }
 
     pub fn untracked_unmaps(&self, instance: u32) -> Untracked {
+        if let Some(saved) = &self.saved {
+            return saved.mapped(instance).untracked;
+        }
         self.mappings
             .get(&instance)
             .map(MappingSet::untracked)

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use memwatch_common::Function;
 use memwatch_common::Function::{
     Calloc, Free, Malloc, Memalign, PosixMemalign, Pvalloc, Realloc, Reallocarray,
 };
+use memwatch_common::{Domain, Function};
 
 /// Whose naming a function follows. Every allocator can export the C library's names too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub enum Family {
     Mimalloc,
     /// C++ `operator new` and `operator delete`.
     Operator,
+    /// CPython's own, watched only where the user wants each of its blocks.
+    Python,
 }
 
 /// What it means when a function that is there cannot be probed.
@@ -44,6 +46,19 @@ pub struct Known {
 impl Known {
     pub const fn is_required(&self) -> bool {
         matches!(self.need, Required)
+    }
+
+    /// Whose blocks they are.
+    pub fn domain(&self) -> Domain {
+        if self.family != Family::Python {
+            Domain::Native
+        } else if self.name.starts_with("PyObject_") {
+            Domain::PythonObject
+        } else if self.name.starts_with("PyMem_Raw") {
+            Domain::PythonRaw
+        } else {
+            Domain::PythonMem
+        }
     }
 
     /// The C library's own names are common words: a program can have a private function `free` that is not an
@@ -249,6 +264,21 @@ const OPERATOR: &[Row] = &[
     ("_ZdaPvSt11align_val_tRKSt9nothrow_t", Free, Optional),
 ];
 
+const PYTHON: &[Row] = &[
+    ("PyObject_Malloc", Malloc, Required),
+    ("PyObject_Calloc", Calloc, Required),
+    ("PyObject_Realloc", Realloc, Required),
+    ("PyObject_Free", Free, Required),
+    ("PyMem_Malloc", Malloc, Required),
+    ("PyMem_Calloc", Calloc, Required),
+    ("PyMem_Realloc", Realloc, Required),
+    ("PyMem_Free", Free, Required),
+    ("PyMem_RawMalloc", Malloc, Required),
+    ("PyMem_RawCalloc", Calloc, Required),
+    ("PyMem_RawRealloc", Realloc, Required),
+    ("PyMem_RawFree", Free, Required),
+];
+
 /// Every name, in the order in which they are preferred; the id is the place in this list, from 1.
 static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
     let rows = [(Family::Libc, LIBC)]
@@ -258,6 +288,7 @@ static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
             (Family::Tcmalloc, TCMALLOC),
             (Family::Mimalloc, MIMALLOC),
             (Family::Operator, OPERATOR),
+            (Family::Python, PYTHON),
         ])
         .flat_map(|(family, rows)| rows.iter().map(move |row| (family, row)));
     (1..=u8::MAX)
@@ -319,7 +350,8 @@ mod tests {
             + JEMALLOC.iter().map(|rows| rows.len()).sum::<usize>()
             + TCMALLOC.len()
             + MIMALLOC.len()
-            + OPERATOR.len();
+            + OPERATOR.len()
+            + PYTHON.len();
         assert_eq!(all().len(), rows, "more names than ids");
         assert_eq!(BY_NAME.len(), rows, "a name is there twice");
         let ids: std::collections::HashSet<u8> = all().iter().map(|known| known.id).collect();

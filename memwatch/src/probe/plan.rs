@@ -11,6 +11,7 @@ use super::functions::{Family, Known};
 use super::placer::{self, Code, Emulation, Placement};
 use super::symbols::{FoundFunction, Import, Machine, ModuleSymbols, SymbolError};
 use crate::model::report::ProbeNote;
+use crate::python::interpreter::PythonFile;
 
 /// What the running kernel can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Abilities {
     /// Return probes do not harm the processes to be watched.
     pub return_probes: bool,
     pub emulation: Emulation,
+    /// CPython's own allocation functions are wanted too.
+    pub python: bool,
 }
 
 impl Abilities {
@@ -27,6 +30,7 @@ impl Abilities {
         Self {
             return_probes,
             emulation: Emulation { long_nops },
+            python: false,
         }
     }
 }
@@ -195,8 +199,18 @@ fn place_all<'a>(
     plan: &mut ModulePlan,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
+    let inlined = abilities.python && has_inlined_python(symbols, bytes, &plan.module);
     for function in &symbols.functions {
         let known = chosen(function);
+        if known.family == Family::Python {
+            if !abilities.python {
+                continue;
+            }
+            if inlined {
+                plan.skip(known.name, INLINED_PYTHON);
+                continue;
+            }
+        }
         for other in function
             .names
             .iter()
@@ -225,6 +239,16 @@ fn place_all<'a>(
     candidates
 }
 
+const INLINED_PYTHON: &str =
+    "its code was put into its callers when this CPython was built: the calls that are left are few";
+
+/// Whether probes on CPython's functions would see next to nothing.
+fn has_inlined_python(symbols: &ModuleSymbols, bytes: &[u8], module: &str) -> bool {
+    let python = |function: &FoundFunction| chosen(function).family == Family::Python;
+    symbols.functions.iter().any(python)
+        && matches!(PythonFile::parse(bytes, module), Some(Ok(file)) if file.allocator.is_inlined())
+}
+
 fn point(candidate: Candidate<'_>, glibc: bool) -> Point {
     let Candidate {
         function,
@@ -243,7 +267,7 @@ fn point(candidate: Candidate<'_>, glibc: bool) -> Point {
         symbol: known.name,
         aliases: of_kind().skip(1).map(|other| other.name).collect(),
         function: known.function,
-        domain: Domain::Native,
+        domain: known.domain(),
         flags: if glibc && known.family == Family::Libc {
             FLAG_GLIBC
         } else {
@@ -289,6 +313,10 @@ fn forwards(
 ) -> HashMap<u64, &'static str> {
     let mut forwards: HashMap<u64, &'static str> = HashMap::new();
     for candidate in candidates {
+        if candidate.known.family == Family::Python {
+            // Whoever it leads to, its blocks are of another domain.
+            continue;
+        }
         let frees = !candidate.known.function.has_return();
         let mode = match (candidate.known.family, frees) {
             (Family::Operator, _) => Mode::CallsAndJumps,

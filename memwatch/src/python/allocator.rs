@@ -1,9 +1,11 @@
 //! CPython's allocators: where the table of them is, which one is at work, and where pymalloc takes a new pool.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::decode_x86;
 use super::file::ElfBytes;
+use super::inlined::{self, InlinedSites};
 use super::memory::{Memory, Unreadable};
 use super::offsets::{Build, Offsets};
 
@@ -55,6 +57,14 @@ impl PythonDomain {
     }
 }
 
+/// An instruction before which a register holds the address of a pool that begins to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSite {
+    pub address: u64,
+    /// As x86-64 numbers them: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15.
+    pub register: u8,
+}
+
 /// What a file tells of its allocators. Addresses as linked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllocatorFacts {
@@ -67,8 +77,12 @@ pub struct AllocatorFacts {
     /// `allocate_from_new_pool`: called once for each pool that pymalloc begins to use. The pool is the block that it
     /// returns, rounded down to the pool's size.
     pub new_pool: Option<u64>,
+    /// The instructions at which pymalloc takes a pool into use, where that is no function (3.8 and 3.9).
+    pub pool_sites: Vec<PoolSite>,
     /// How often the code compares with `pymalloc`, which is what is left of an inlined call.
     pub inlined: usize,
+    /// Where it is inlined, if it is.
+    pub sites: InlinedSites,
 }
 
 impl AllocatorFacts {
@@ -85,8 +99,14 @@ impl AllocatorFacts {
         facts.inlined = facts
             .pymalloc
             .map_or(0, |function| code_references(elf, function));
+        if let Some(function) = facts.pymalloc.filter(|_| facts.is_inlined()) {
+            let [_, mem, object] = facts.slots;
+            facts.sites = inlined::find(elf, function, [mem, object], offsets.interpreter_pools);
+        }
         if build.version.minor() >= FIRST_WITH_NEW_POOL {
             facts.new_pool = new_pool(elf, facts.pymalloc);
+        } else {
+            facts.pool_sites = pool_sites(elf);
         }
         facts
     }
@@ -203,7 +223,7 @@ fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
 /// How often code names an address, other than to call it.
 fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
     elf.code_sections()
-        .map(|(address, bytes, _)| decode_x86::count_references(address, bytes, target))
+        .map(|(address, bytes, _)| decode_x86::references(address, bytes, target).len())
         .sum()
 }
 
@@ -215,13 +235,7 @@ fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
     {
         return Some(symbol.address);
     }
-    let marks = elf
-        .code_sections()
-        .flat_map(|(address, bytes, _)| decode_x86::stores(address, bytes, POOL_SIZE_CLASS, NO_SIZE_CLASS));
-    let mut functions: BTreeSet<u64> = marks
-        .filter_map(|address| elf.piece_of(address))
-        .map(|piece| piece.start)
-        .collect();
+    let mut functions: BTreeSet<u64> = marking_pools(elf).into_iter().map(|piece| piece.start).collect();
     let callers = [
         elf.symbol("PyObject_Malloc").map(|symbol| symbol.address),
         pymalloc,
@@ -240,4 +254,29 @@ fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
     functions.retain(|function| called.contains(function));
     let only = functions.pop_first()?;
     functions.is_empty().then_some(only)
+}
+
+/// The code that marks pools as of no size class yet.
+fn marking_pools(elf: &ElfBytes<'_>) -> Vec<Range<u64>> {
+    let mut pieces: Vec<Range<u64>> = elf
+        .code_sections()
+        .flat_map(|(address, bytes, _)| decode_x86::stores(address, bytes, POOL_SIZE_CLASS, NO_SIZE_CLASS))
+        .filter_map(|address| elf.piece_of(address))
+        .collect();
+    pieces.sort_by_key(|piece| piece.start);
+    pieces.dedup();
+    pieces
+}
+
+/// There a pool's count of blocks in use is set to 1, which is the first field of its head.
+fn pool_sites(elf: &ElfBytes<'_>) -> Vec<PoolSite> {
+    marking_pools(elf)
+        .into_iter()
+        .filter_map(|piece| {
+            let size = usize::try_from(piece.end - piece.start).ok()?;
+            Some((piece.start, elf.bytes_at(piece.start)?.get(..size)?))
+        })
+        .flat_map(|(address, code)| decode_x86::stores_of_one(address, code))
+        .map(|(address, register)| PoolSite { address, register })
+        .collect()
 }

@@ -1,6 +1,6 @@
 //! Reading facts out of x86-64 code.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 fn instructions(address: u64, code: &[u8]) -> impl Iterator<Item = Instruction> {
     Decoder::with_ip(64, code, address, DecoderOptions::NONE)
@@ -83,9 +83,25 @@ pub fn stores(address: u64, code: &[u8], offset: u8, value: u32) -> Vec<u64> {
     places.map(|(at, _)| address.wrapping_add(at as u64)).collect()
 }
 
-/// How often the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls
-/// and jumps do not count.
-pub fn count_references(address: u64, code: &[u8], target: u64) -> usize {
+/// Instructions that store a 32-bit 1 where a register points to, and the numbers of these registers.
+pub fn stores_of_one(address: u64, code: &[u8]) -> Vec<(u64, u8)> {
+    instructions(address, code)
+        .filter(|instruction| {
+            instruction.code() == Code::Mov_rm32_imm32
+                && instruction.op0_kind() == OpKind::Memory
+                && instruction.immediate32() == 1
+                && instruction.memory_displacement64() == 0
+                && instruction.memory_index() == Register::None
+                && instruction.memory_base().is_gpr64()
+                && instruction.memory_base() != Register::RSP
+        })
+        .map(|instruction| (instruction.ip(), instruction.memory_base().number() as u8))
+        .collect()
+}
+
+/// Where the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls and
+/// jumps do not count.
+pub fn references(address: u64, code: &[u8], target: u64) -> Vec<u64> {
     let names = |(at, window): &(usize, &[u8])| {
         let &[before, a, b, c, d] = *window else {
             return false;
@@ -95,7 +111,8 @@ pub fn count_references(address: u64, code: &[u8], target: u64) -> usize {
         let relative = next.wrapping_add_signed(value.into()) == target && !matches!(before, 0xe8 | 0xe9);
         relative || u64::from(value.cast_unsigned()) == target
     };
-    code.windows(5).enumerate().filter(names).count()
+    let places = code.windows(5).enumerate().filter(names);
+    places.map(|(at, _)| address.wrapping_add(at as u64)).collect()
 }
 
 /// A thread-local variable, as code gets at it.
@@ -202,5 +219,11 @@ mod tests {
             0x90, 0xc7, 0x42, 0x24, 0xff, 0xff, 0, 0, 0xc7, 0x44, 0x24, 0xff, 0xff, 0, 0,
         ];
         assert_eq!(stores(0x1000, &code, 0x24, 0xffff), [0x1001]);
+        // mov dword [rdx], 1; mov dword [r12], 1; mov dword [rdx], 2; mov dword [rsp], 1
+        let code = [
+            0xc7, 0x02, 1, 0, 0, 0, 0x41, 0xc7, 0x04, 0x24, 1, 0, 0, 0, 0xc7, 0x02, 2, 0, 0, 0, 0xc7, 0x04,
+            0x24, 1, 0, 0, 0,
+        ];
+        assert_eq!(stores_of_one(0x1000, &code), [(0x1000, 2), (0x1006, 12)]);
     }
 }

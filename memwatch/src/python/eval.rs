@@ -13,6 +13,8 @@ pub struct NativeCode {
     /// What to leave out of stacks by default. In a file that is nothing but an interpreter (`libpython*`, a program
     /// `python*`): all of its code. In a program that embeds one: the functions called `Py*` and `_Py*`.
     pub internal: Vec<Range<u64>>,
+    /// The file is nothing but an interpreter.
+    pure: bool,
 }
 
 impl NativeCode {
@@ -20,6 +22,7 @@ impl NativeCode {
         let mut code = Self {
             evaluates: evaluating(elf),
             internal: internal(elf, file_name),
+            pure: is_interpreter(elf, file_name),
         };
         for ranges in [&mut code.evaluates, &mut code.internal] {
             ranges.sort_by_key(|range| (range.start, range.end));
@@ -40,7 +43,13 @@ impl NativeCode {
         Self {
             evaluates: moved(&self.evaluates),
             internal: moved(&self.internal),
+            pure: self.pure,
         }
+    }
+
+    /// All code of a file that is nothing but an interpreter, else nothing.
+    pub fn whole_file(&self) -> &[Range<u64>] {
+        if self.pure { &self.internal } else { &[] }
     }
 
     /// For a return address take the byte before: a call can be the last instruction of a function.
@@ -98,9 +107,13 @@ fn cold_parts(elf: &ElfBytes<'_>, function: &Range<u64>) -> Vec<Range<u64>> {
     parts
 }
 
+fn is_interpreter(elf: &ElfBytes<'_>, file_name: &str) -> bool {
+    let is_one = |name: &str| name.starts_with("libpython") || name.starts_with("python");
+    is_one(file_name) || elf.soname().is_some_and(|name| is_one(&name))
+}
+
 fn internal(elf: &ElfBytes<'_>, file_name: &str) -> Vec<Range<u64>> {
-    let is_interpreter = |name: &str| name.starts_with("libpython") || name.starts_with("python");
-    if is_interpreter(file_name) || elf.soname().is_some_and(|name| is_interpreter(&name)) {
+    if is_interpreter(elf, file_name) {
         return elf
             .code_sections()
             .map(|(address, bytes, _)| address..address.saturating_add(bytes.len() as u64))

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 
+use super::decode_x86;
 use object::elf::{PF_X, R_X86_64_RELATIVE};
 use object::read::elf::ElfFile64;
 use object::{
@@ -171,6 +172,22 @@ impl<'a> ElfBytes<'a> {
         let after = self.pieces.partition_point(|piece| piece.range.start <= address);
         let piece = self.pieces.get(after.checked_sub(1)?)?;
         piece.range.contains(&address).then_some(piece)
+    }
+
+    /// Pieces of code whose bytes name an address other than to go there: address and bytes. What only looks so can be
+    /// among them.
+    pub fn pieces_with_reference(&self, target: u64) -> Vec<(u64, &'a [u8])> {
+        let places = self
+            .code_sections()
+            .flat_map(|(address, bytes, _)| decode_x86::references(address, bytes, target));
+        let mut pieces: Vec<_> = places.filter_map(|place| self.piece_of(place)).collect();
+        pieces.sort_by_key(|piece| piece.start);
+        pieces.dedup();
+        let code = pieces.into_iter().filter_map(|piece| {
+            let size = usize::try_from(piece.end - piece.start).ok()?;
+            Some((piece.start, self.bytes_at(piece.start)?.get(..size)?))
+        });
+        code.collect()
     }
 
     /// Sections of code: address and bytes.

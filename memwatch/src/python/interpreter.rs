@@ -3,11 +3,12 @@
 use std::{collections::HashMap, fs::File, io, sync::Arc};
 
 use memmap2::Mmap;
-use memwatch_common::PythonLayout;
+use memwatch_common::{PythonLayout, python::DomainRange};
 
 use super::allocator::{Active, AllocatorFacts, PythonDomain};
 use super::code::CodeReader;
 use super::decode_x86::{self, ThreadLocal};
+use super::domains;
 use super::eval::NativeCode;
 use super::file::{self, ElfBytes, FilePart};
 use super::layout;
@@ -33,6 +34,8 @@ pub struct PythonFile {
     thread_state: Option<ThreadLocal>,
     pub native: NativeCode,
     pub allocator: AllocatorFacts,
+    /// Code that asks libc for memory.
+    domains: Vec<DomainRange>,
     /// Variables that may be those with pymalloc's arenas (before 3.12).
     arena_variables: Vec<u64>,
     parts: Vec<FilePart>,
@@ -55,14 +58,17 @@ impl PythonFile {
         let Some(offsets) = offsets::of(build) else {
             return Some(Err(PythonError::unknown(version)));
         };
+        let native = NativeCode::of(&elf, file_name);
+        let allocator = AllocatorFacts::of(&elf, &offsets, build);
         Some(Ok(Self {
             runtime,
             version,
             debug,
             code_type: elf.symbol("PyCode_Type").map(|symbol| symbol.address),
             thread_state: thread_state(&elf),
-            native: NativeCode::of(&elf, file_name),
-            allocator: AllocatorFacts::of(&elf, &offsets, build),
+            domains: domains::of(&elf, &allocator, native.whole_file()),
+            native,
+            allocator,
             arena_variables: arena_variables(&elf),
             parts: elf.segments(),
         }))
@@ -170,6 +176,16 @@ impl Interpreter {
             layout: &self.layout,
             code_type: self.code_type,
         }
+    }
+
+    /// Code that asks libc for memory, as loaded.
+    pub fn domain_ranges(&self) -> Vec<DomainRange> {
+        let moved = |range: &DomainRange| DomainRange {
+            start: range.start.wrapping_add(self.bias),
+            end: range.end.wrapping_add(self.bias),
+            ..*range
+        };
+        self.file.domains.iter().map(moved).collect()
     }
 
     /// Where pymalloc's arenas are. Read anew for each snapshot: interpreters come and go.

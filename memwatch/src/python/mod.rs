@@ -9,8 +9,10 @@
 pub mod allocator;
 pub mod code;
 mod decode_x86;
+pub mod domains;
 pub mod eval;
 mod file;
+pub mod inlined;
 pub mod interpreter;
 pub mod layout;
 pub mod lines;

@@ -10,6 +10,7 @@ mod module;
 pub mod names;
 mod open;
 mod perf_map;
+pub mod python;
 mod space;
 mod symbol_table;
 mod symbolizer;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memwatch_common::Stack;
+use memwatch_common::python::PythonStack;
 use memwatch_common::stack::{STACK_COMPLETE, STACK_UNKNOWN};
 
 use super::cache::Generations;
@@ -12,6 +13,7 @@ use super::module::Module;
 use super::names::{NamedStack, StackNames};
 use super::open;
 use super::perf_map::PerfMap;
+use super::python::PythonNames;
 use super::space::{AddressSpace, Content, FileKey, Region};
 use super::symbol_table::SymbolTable;
 use crate::model::report::Frame;
@@ -25,9 +27,17 @@ const MAX_STACKS: usize = 1 << 14;
 /// A quarter of the usual limit of a process.
 const MAX_OPEN_FILES: usize = 256;
 
+/// Stacks whose Python frames are known to have been read; beyond this many they are read again.
+const MOST_PYTHON_READ: usize = 1 << 17;
+
 /// Where the addresses of a stack are read from.
 pub trait StackSource {
     fn frames(&mut self, stack_hash: u64) -> Option<Stack>;
+
+    /// The Python frames that a stack refers to.
+    fn python_frames(&mut self, _hash: u64) -> Option<PythonStack> {
+        None
+    }
 }
 
 impl<F: FnMut(u64) -> Option<Stack>> StackSource for F {
@@ -63,6 +73,9 @@ enum Outcome {
 pub struct Symbolizer<S> {
     source: S,
     processes: HashMap<u32, Process>,
+    python: PythonNames,
+    /// Python stacks that were read already.
+    python_read: HashSet<u64>,
     modules: HashMap<FileKey, Module>,
     open_files: usize,
     /// Read when it is first needed; empty when it cannot be.
@@ -79,6 +92,8 @@ impl<S: StackSource> Symbolizer<S> {
         Self {
             source,
             processes: HashMap::new(),
+            python: PythonNames::default(),
+            python_read: HashSet::new(),
             modules: HashMap::new(),
             open_files: 0,
             vdso: None,
@@ -152,6 +167,7 @@ impl<S: StackSource> Symbolizer<S> {
         let gone: HashSet<u32> = instances.iter().copied().collect();
         self.processes.retain(|instance, _| !gone.contains(instance));
         self.stacks.retain(|(instance, _)| !gone.contains(instance));
+        self.python.forget(instances);
         let used: HashSet<FileKey> = self
             .processes
             .values()
@@ -165,6 +181,27 @@ impl<S: StackSource> Symbolizer<S> {
             .values()
             .filter(|module| module.has_open_file())
             .count();
+    }
+
+    pub fn python(&mut self) -> &mut PythonNames {
+        &mut self.python
+    }
+
+    /// Reads what the Python frames of a stack refer to while it is there.
+    pub fn read_python(&mut self, instance: u32, stack_hash: u64) {
+        if self.python.interpreter(instance).is_none() || stack_hash == STACK_UNKNOWN {
+            return;
+        }
+        if self.python_read.len() >= MOST_PYTHON_READ {
+            self.python_read.clear();
+        }
+        if !self.python_read.insert(stack_hash ^ u64::from(instance)) {
+            return;
+        }
+        let python = self.source.frames(stack_hash).map_or(0, |stack| stack.python);
+        if let Some(stack) = self.source.python_frames(python) {
+            self.python.read(instance, &stack);
+        }
     }
 
     pub fn source(&mut self) -> &mut S {
@@ -192,14 +229,15 @@ impl<S: StackSource> Symbolizer<S> {
 
     fn name_stack(&mut self, instance: u32, stack: &Stack) -> (NamedStack, Outcome) {
         let count = (stack.count as usize).min(stack.frames.len());
-        let mut frames = Vec::with_capacity(count);
+        let mut native = Vec::with_capacity(count);
         let mut worst = Outcome::Final;
         for (index, pc) in stack.frames[..count].iter().enumerate() {
             let back = u64::from(index > 0);
             let (named, outcome) = self.name_address(instance, *pc, back);
-            frames.extend_from_slice(&named);
+            native.push(named);
             worst = worst.max(outcome);
         }
+        let frames = self.with_python(instance, stack, &native);
         let truncated = stack.flags & STACK_COMPLETE == 0;
         (
             NamedStack {
@@ -209,6 +247,16 @@ impl<S: StackSource> Symbolizer<S> {
             },
             worst,
         )
+    }
+
+    fn with_python(&mut self, instance: u32, stack: &Stack, native: &[Arc<[Frame]>]) -> Vec<Frame> {
+        let python = match stack.python {
+            0 => None,
+            hash => self.source.python_frames(hash),
+        };
+        python
+            .and_then(|python| self.python.merge(instance, stack, native, &python))
+            .unwrap_or_else(|| native.iter().flat_map(|frames| frames.iter().cloned()).collect())
     }
 
     fn name_address(&mut self, instance: u32, pc: u64, back: u64) -> (Arc<[Frame]>, Outcome) {

@@ -20,6 +20,7 @@ fn stack(pcs: &[u64], flags: u32) -> Stack {
     Stack {
         count: pcs.len() as u32,
         flags,
+        python: 0,
         frames,
     }
 }

@@ -51,6 +51,13 @@ impl History {
         }
     }
 
+    pub fn set_total(&mut self, samples: impl Iterator<Item = u64>) {
+        self.total = Course::default();
+        for sample in samples {
+            self.total.push(sample);
+        }
+    }
+
     pub fn process(&self, pid: u32) -> Option<&Course> {
         self.processes.get(&pid)
     }

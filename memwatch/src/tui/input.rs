@@ -32,7 +32,17 @@ pub enum Action {
     FreezeJson,
     FreezeText,
     ToggleHelp,
+    /// In a recording: to another tick.
+    Time(Step),
     Edit(Edit),
+}
+
+/// How far to go in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Tick(Direction),
+    /// A twentieth of the recording.
+    Part(Direction),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +141,10 @@ const fn command(code: KeyCode) -> Option<Action> {
         KeyCode::Char('B') => Action::ClearBaseline,
         KeyCode::Char('f') => Action::FreezeJson,
         KeyCode::Char('F') => Action::FreezeText,
+        KeyCode::Char('[') => Action::Time(Step::Tick(Direction::Previous)),
+        KeyCode::Char(']') => Action::Time(Step::Tick(Direction::Next)),
+        KeyCode::Char('{') => Action::Time(Step::Part(Direction::Previous)),
+        KeyCode::Char('}') => Action::Time(Step::Part(Direction::Next)),
         KeyCode::Char('h' | '?') | KeyCode::F(1) => Action::ToggleHelp,
         _ => return None,
     })
@@ -165,6 +179,14 @@ mod tests {
             (press(KeyCode::Char('?')), Action::ToggleHelp),
             (press(KeyCode::Char(' ')), Action::TogglePause),
             (press(KeyCode::Char('b')), Action::SetBaseline),
+            (
+                press(KeyCode::Char(']')),
+                Action::Time(Step::Tick(Direction::Next)),
+            ),
+            (
+                press(KeyCode::Char('{')),
+                Action::Time(Step::Part(Direction::Previous)),
+            ),
             (
                 KeyEvent::new(KeyCode::Char('B'), KeyModifiers::SHIFT),
                 Action::ClearBaseline,

@@ -22,6 +22,6 @@ mod sample;
 mod state_tests;
 
 pub use filter::Filter;
-pub use request::{FreezeFormat, QueryChange, Request};
+pub use request::{Direction, FreezeFormat, QueryChange, Request, Step};
 pub use state::{Options, State};
 pub use terminal::Screen;

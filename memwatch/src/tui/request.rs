@@ -6,6 +6,7 @@ use crate::model::query::{GroupBy, Query, SortBy, View};
 use crate::model::report::Report;
 
 use super::filter::Filter;
+pub use super::input::{Direction, Step};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
@@ -17,6 +18,8 @@ pub enum Request {
     ClearBaseline,
     /// While paused only changes of the query are answered, from the same sample.
     Pause(bool),
+    /// Of a recording: show another tick.
+    Time(Step),
     /// Save what is on the screen, and say where with [`State::message`](super::State::message).
     Freeze {
         report: Arc<Report>,

@@ -156,6 +156,20 @@ impl State {
         self.ended = Some(why.into());
     }
 
+    pub fn has_message(&self) -> bool {
+        self.message.is_some()
+    }
+
+    /// Whether keys are text now.
+    pub fn is_typing(&self) -> bool {
+        self.typing.is_some()
+    }
+
+    /// The course of the resident memory up to what is shown, where it is known ahead.
+    pub fn set_course(&mut self, rss_bytes: impl Iterator<Item = u64>) {
+        self.history.set_total(rss_bytes);
+    }
+
     pub fn update(&mut self, report: Arc<Report>) {
         self.count(&report);
         if self.paused && !self.answers_query(&report) {
@@ -301,6 +315,7 @@ impl State {
             }
             Action::FreezeJson => return self.freeze(FreezeFormat::Json),
             Action::FreezeText => return self.freeze(FreezeFormat::Text),
+            Action::Time(step) => return Some(Request::Time(step)),
             Action::ToggleHelp => {
                 self.help = !self.help;
                 self.help_scroll = 0;
@@ -441,6 +456,9 @@ fn measure(row: &Row, sort: SortBy) -> f64 {
         SortBy::AllocObjects => row.alloc_objects as f64,
         SortBy::Growth => row.growth_bytes_per_second.unwrap_or(f64::NEG_INFINITY),
         SortBy::Age => row.oldest_seconds.unwrap_or(f64::NEG_INFINITY),
+        SortBy::Difference => row
+            .delta
+            .map_or(f64::NEG_INFINITY, |delta| delta.inuse_bytes.unsigned_abs() as f64),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One file's unwind table.
 
-use memwatch_common::unwind::{PAGE_SHIFT, Page, RULE_NONE, Row, Rule, search};
+use memwatch_common::unwind::{FIXED_RULES, PAGE_SHIFT, Page, RULE_NONE, Row, Rule, search};
 
 use super::collect::Collector;
 use super::elf::{Elf, Segment};
@@ -115,7 +115,7 @@ impl Table {
         if self.rows.len() > 2 * MAX_ROWS + self.pages.len() || self.pages.len() as u64 > MAX_PAGES + 64 {
             return Err("too large");
         }
-        if self.rules.len() < 2 || self.rules[..2] != [Rule::default(), Rule::UNSUPPORTED] {
+        if !self.rules.starts_with(&FIXED_RULES) {
             return Err("fixed rules missing");
         }
         if self

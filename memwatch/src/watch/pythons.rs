@@ -44,7 +44,6 @@ struct Waiting {
 /// An interpreter that the kernel side now follows, or why it does not.
 pub enum Outcome {
     Ready {
-        pid: u32,
         instance: u32,
         interpreter: Box<Interpreter>,
         memory: ProcessMemory,
@@ -118,12 +117,11 @@ impl Pythons {
         match Interpreter::attach(file, waiting.found.bias, waiting.library, &memory) {
             Ok(interpreter) => Some(match self.tell(instance, &interpreter) {
                 Ok(()) => Outcome::Ready {
-                    pid,
                     instance,
                     interpreter: Box::new(interpreter),
                     memory,
                 },
-                Err(error) => refused(pid, format!("{error:#}")),
+                Err(error) => refused(pid, &format!("{error:#}")),
             }),
             Err(PythonError::NotStarted | PythonError::Unreadable(_)) => {
                 waiting.tries += 1;
@@ -132,7 +130,7 @@ impl Pythons {
                 }
                 None
             }
-            Err(error) => Some(refused(pid, error)),
+            Err(error) => Some(refused(pid, &error)),
         }
     }
 
@@ -147,14 +145,15 @@ impl Pythons {
             *place = *range;
             process.count += 1;
         }
-        batch::set(self.processes.as_fd(), &instance, &process).context("cannot tell where Python frames are")?;
+        batch::set(self.processes.as_fd(), &instance, &process)
+            .context("cannot tell where Python frames are")?;
         batch::set(self.places.as_fd(), &code_place(instance), &instance)
             .context("cannot tell that Python runs")?;
         Ok(())
     }
 }
 
-fn refused(pid: u32, why: impl ToString) -> Outcome {
+fn refused(pid: u32, why: &impl ToString) -> Outcome {
     Outcome::Refused {
         pid,
         why: why.to_string(),

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use memwatch_common::process::PROCESS_FOLLOW;
 
-use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead};
+use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pythons::Pythons};
 use crate::{
     cli::error::{ExitCode, Failure},
     collect::{collector::Collector, stacks::KernelStacks},
@@ -69,6 +69,18 @@ impl std::str::FromStr for ScopeChoice {
     }
 }
 
+/// How Python programs are watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PythonMode {
+    /// What CPython asks libc for, with the lines of the program.
+    #[default]
+    Libc,
+    /// Each block that CPython hands out.
+    Exact,
+    /// As any other program.
+    Off,
+}
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub subject: Subject,
@@ -77,6 +89,7 @@ pub struct Settings {
     pub follow: bool,
     pub scope: ScopeChoice,
     pub method: Method,
+    pub python: PythonMode,
 }
 
 /// Puts a watch in place. `progress` is told each step.
@@ -93,7 +106,10 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
     let (major, minor) = kernel_version();
     let attacher = Attacher::new(
         proc.clone(),
-        Abilities::of_kernel(major, minor, true),
+        Abilities {
+            python: settings.python == PythonMode::Exact,
+            ..Abilities::of_kernel(major, minor, true)
+        },
         Scope::Process,
     );
     let symbolizer = Symbolizer::new(KernelStacks::new(&kernel)?);
@@ -103,6 +119,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         model: Model::new(),
         symbolizer,
         publisher: Publisher::new(&kernel)?,
+        pythons: Pythons::new(&kernel, proc.clone())?,
         describer: Describer::new(proc.clone()),
         proc,
         alive: BTreeMap::new(),
@@ -111,6 +128,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         parents: HashMap::new(),
         notices: Vec::new(),
         scope_is_automatic: settings.scope == ScopeChoice::Auto,
+        python: settings.python != PythonMode::Off,
         meta: meta(settings),
         since: jiff::Timestamp::now(),
         since_ns: clock::monotonic_ns(),
@@ -256,6 +274,7 @@ impl Watch {
             progress(&format!("reading the unwind tables of process {pid}"));
             self.publish(*pid, &attached.modules);
             self.symbolizer.add_process(instance, *pid, None);
+            self.look_for_python(*pid, instance, &attached.modules);
             if let Ok(process) = self.describer.describe(*pid, &attached.modules) {
                 let facts = facts(process);
                 self.model.describe(instance, facts.clone());

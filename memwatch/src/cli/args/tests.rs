@@ -63,6 +63,7 @@ fn help_texts() {
     insta::assert_snapshot!("help_short", help(&[], "-h"));
     insta::assert_snapshot!("help_top", help(&["top"], "--help"));
     insta::assert_snapshot!("help_diff", help(&["diff"], "--help"));
+    insta::assert_snapshot!("help_record", help(&["record"], "--help"));
     insta::assert_snapshot!("help_ps", help(&["ps"], "--help"));
     insta::assert_snapshot!("help_doctor", help(&["doctor"], "--help"));
 }
@@ -90,7 +91,7 @@ fn no_command_is_top() {
     else {
         panic!()
     };
-    assert_eq!(top.target.select.pids, [1, 2, 3]);
+    assert_eq!(top.watch.target.select.pids, [1, 2, 3]);
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn a_command_to_start_is_taken_as_it_is() {
 #[test]
 fn mistakes_are_answered_in_one_line() {
     let lines = [
-        &["record"][..],
+        &["serve"][..],
         &["tpo"],
         &["1234"],
         &["--pdi", "1"],
@@ -130,7 +131,10 @@ fn mistakes_are_answered_in_one_line() {
         &["--format", "xml"],
         &["--min-size", "1.5"],
         &["--once", "--once"],
-        &["top", "1234"],
+        &["top", "one", "two"],
+        &["diff", "one", "two", "three"],
+        &["top", "a.memwatch", "--from", "soon"],
+        &["record", "a.memwatch"],
         &["ps", "--", "ls"],
         &["ps", "--group-by", "line"],
     ]

@@ -12,6 +12,7 @@ use crate::cli::args::{
 use crate::cli::output::Destination;
 use crate::format::{self, ByteFormat, Unit};
 use crate::model::query::{self, DEFAULT_LIMIT, GroupBy, Query, SortBy, View};
+use crate::watch::start::PythonMode;
 
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -23,12 +24,10 @@ const PROCESS_SHARE: u32 = 4;
 
 pub(super) fn known_to_this_version(other: &OtherVersionArgs) -> Result<(), UsageError> {
     let refused = |what: String, advice| Err(UsageError::NotInThisVersion { what, advice });
-    if let Some(mode) = other.python.as_deref()
-        && mode != "off"
-    {
+    if other.python.as_deref() == Some("pools") {
         return refused(
-            format!("--python {mode}"),
-            "it watches native memory only, leave the option out",
+            "--python pools".to_owned(),
+            "leave the option out for what CPython asks libc for, or use --python exact for each block",
         );
     }
     if let Some(bytes) = other.sample_bytes
@@ -46,6 +45,14 @@ pub(super) fn known_to_this_version(other: &OtherVersionArgs) -> Result<(), Usag
         );
     }
     Ok(())
+}
+
+pub(super) fn python(mode: Option<&str>) -> PythonMode {
+    match mode {
+        Some("exact") => PythonMode::Exact,
+        Some("off") => PythonMode::Off,
+        _ => PythonMode::Libc,
+    }
 }
 
 /// One form of target, or none.
@@ -207,13 +214,6 @@ fn domains(names: &[String]) -> Result<Vec<Domain>, UsageError> {
     }
     domains.sort_unstable();
     domains.dedup();
-    let can_be_seen = |domain: &Domain| matches!(domain, Domain::Native | Domain::Mmap);
-    if !domains.is_empty() && !domains.iter().any(can_be_seen) {
-        return Err(UsageError::NotInThisVersion {
-            what: format!("--domain {}", names.join(",")),
-            advice: "it watches native memory only, use --domain native,mmap",
-        });
-    }
     Ok(domains)
 }
 

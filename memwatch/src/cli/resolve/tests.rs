@@ -1,8 +1,13 @@
 use memwatch_common::Domain;
 
 use super::*;
+use crate::cli::units::When;
 use crate::model::query::{GroupBy, SortBy, View};
-use crate::{format::Unit, probe::links::Method, watch::start::ScopeChoice};
+use crate::{
+    format::Unit,
+    probe::links::Method,
+    watch::start::{PythonMode, ScopeChoice},
+};
 
 fn resolved(line: &str) -> Result<Resolved, UsageError> {
     let words = std::iter::once("memwatch").chain(line.split_whitespace());
@@ -23,6 +28,7 @@ fn a_bare_target_is_top_with_every_default() {
             follow: true,
             scope: ScopeChoice::Auto,
             method: Method::Session,
+            python: PythonMode::Libc,
             interval: Duration::from_secs(1),
             duration: None,
             ticks: None,
@@ -164,6 +170,40 @@ fn commands_beside_top() {
 }
 
 #[test]
+fn recordings() {
+    let record = good("record -p 1 -o a.memwatch -d 5m -z 64 --max-file-size 2M");
+    assert_eq!(record.command, Command::Record { most_bytes: 2 << 20 });
+    assert_eq!((record.query.min_size, record.query.max_size), (Some(64), None));
+    assert_eq!(record.output.destination, Destination::File("a.memwatch".into()));
+    let top = good("top a.memwatch --to 10m --group-by line --sort growth --include x --format json");
+    let span = Span {
+        from: None,
+        to: Some(When::After(Duration::from_mins(10))),
+    };
+    let path = PathBuf::from("a.memwatch");
+    assert_eq!(top.command, Command::TopFile { path, span });
+    assert_eq!((top.target, top.query.sort), (None, SortBy::Growth));
+    let diff = good("diff a.memwatch --from 7");
+    let span = Span {
+        from: Some(When::Tick(7)),
+        to: None,
+    };
+    let path = PathBuf::from("a.memwatch");
+    assert_eq!(diff.command, Command::DiffFile { path, span });
+    let two = good("diff a b --sort inuse-bytes");
+    let (old, new) = (PathBuf::from("a"), PathBuf::from("b"));
+    assert_eq!(two.command, Command::DiffFiles { old, new });
+    assert_eq!(two.query.sort, SortBy::InuseBytes);
+}
+
+#[test]
+fn a_difference_begins_with_what_changed_most() {
+    assert_eq!(good("diff -p 1").query.sort, SortBy::Difference);
+    assert_eq!(good("diff a b").query.sort, SortBy::Difference);
+    assert_eq!(good("diff a b --sort age").query.sort, SortBy::Age);
+}
+
+#[test]
 fn the_full_screen_is_for_people_at_a_terminal() {
     let screen = |line, terminal| good(line).screen(terminal);
     assert_eq!(screen("-p 1", true), Screen::Full);
@@ -174,6 +214,14 @@ fn the_full_screen_is_for_people_at_a_terminal() {
     assert_eq!(screen("-p 1 --format text", true), Screen::Blocks(Format::Text));
     assert_eq!(screen("-p 1 --format json", true), Screen::Blocks(Format::Json));
     assert_eq!(screen("ps", true), Screen::Blocks(Format::Text));
+    assert_eq!(screen("top a.memwatch --to 5", true), Screen::Full);
+    assert_eq!(
+        screen("top a.memwatch --from 5", true),
+        Screen::Blocks(Format::Text)
+    );
+    assert_eq!(screen("diff a.memwatch --from 5", true), Screen::Full);
+    assert_eq!(screen("diff a b", true), Screen::Blocks(Format::Text));
+    assert_eq!(screen("record -p 1 -o a", true), Screen::Blocks(Format::Text));
 }
 
 #[test]
@@ -209,13 +257,23 @@ fn contradictions_are_answered_in_one_line() {
         "--pid 1 --comm [",
         "--comm [",
         "--pid 1 --include {a",
-        "--pid 1 --domain python",
-        "--pid 1 --python exact",
+        "--pid 1 --python pools",
         "--pid 1 --sample-bytes 512k",
         "--pid 1 --max-overhead 5",
         "--pid 1 --max-blocks 10 --max-blocks-per-process 11",
         "--pid 1,2,3 --max-processes 2",
-        "diff old.memwatch new.memwatch",
+        "top a.memwatch --pid 1",
+        "top a.memwatch -i 5s",
+        "top a.memwatch -z 5",
+        "top --pid 1 --from 3",
+        "diff --pid 1 --to 3s",
+        "diff a.memwatch -- ls",
+        "diff a.memwatch --baseline 3s",
+        "diff a.memwatch b.memwatch --from 3",
+        "record --pid 1",
+        "record -o a.memwatch",
+        "record --pid 1 -o a.memwatch --format json",
+        "record --pid 1 -o a.memwatch --max-file-size 1k",
         "diff --pid 1 --baseline 10s --duration 10s",
         "ps --all --pid 1",
         "doctor --container x",
@@ -233,5 +291,39 @@ fn empty_values_are_refused() {
     for words in [&["--comm", ""][..], &["--pid", "1", "--exclude", ""], &["--", ""]] {
         let error = resolve(Cli::read([&["memwatch"], words].concat()).unwrap()).unwrap_err();
         assert!(error.to_string().ends_with("it is empty"), "{error}");
+    }
+}
+
+#[test]
+fn reports_and_exports_are_of_a_target_or_of_a_recording_and_of_whole_stacks() {
+    let Command::Report(report) = good("report a.memwatch -n 3 --from 5 --format html").command else {
+        panic!("no report");
+    };
+    assert_eq!((report.format, report.shown), (ReportFormat::Html, 3));
+    assert_eq!(report.source.file, Some("a.memwatch".into()));
+    let live = good("export --pid 1 --to csv -d 5s --view alloc");
+    assert_eq!((live.query.limit, live.query.view), (usize::MAX, View::Alloc));
+    assert_eq!(good("export --pid 1 --to csv -n 7").query.limit, 7);
+    for (line, words) in [
+        ("report", "needs to know on what"),
+        (
+            "report a.memwatch --pid 1",
+            "FILE and a target cannot be used together",
+        ),
+        ("report --pid 1 --from 5s", "--from and a running target"),
+        ("export --pid 1 --to csv --at 5s", "--at and a running target"),
+        ("report --pid 1 --group-by line", "is made of whole stacks"),
+        ("export --pid 1 --to csv --format json", "--format and --to"),
+        (
+            "export --pid 1 --to pprof --baseline 5s",
+            "go tool pprof -diff_base",
+        ),
+        (
+            "report --pid 1 -d 5s --baseline 5s",
+            "the watch ends after --duration 5s",
+        ),
+    ] {
+        let error = resolved(line).unwrap_err().to_string();
+        assert!(error.contains(words), "{line}: {error}");
     }
 }

@@ -59,6 +59,11 @@ fn code_tells_what_symbols_tell() {
         assert_eq!(stripped.allocator.raw, whole.allocator.raw, "{context}");
         assert_eq!(stripped.allocator.new_pool, whole.allocator.new_pool, "{context}");
         assert_eq!(whole.allocator.new_pool.is_some(), minor >= 10, "{context}");
+        assert_eq!(
+            stripped.allocator.pool_sites, whole.allocator.pool_sites,
+            "{context}"
+        );
+        assert_eq!(whole.allocator.pool_sites.is_empty(), minor >= 10, "{context}");
     }
 }
 

@@ -119,6 +119,7 @@ impl Column {
             AllocObjects => Some(SortBy::AllocObjects),
             Growth => Some(SortBy::Growth),
             Oldest => Some(SortBy::Age),
+            DeltaBytes => Some(SortBy::Difference),
             _ => None,
         }
     }

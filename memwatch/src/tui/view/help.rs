@@ -26,7 +26,7 @@ const KEYS: &[(&str, &str)] = &[
     ),
     (
         "s S  < >",
-        "sort by the next or previous number; 1 to 6 choose one",
+        "sort by the next or previous number; 1 to 7 choose one",
     ),
     (
         "g G",
@@ -40,6 +40,10 @@ const KEYS: &[(&str, &str)] = &[
     ),
     ("space", "pause the screen; recording goes on"),
     ("b B", "compare with now from here on; stop comparing"),
+    (
+        "[ ]  { }",
+        "in a recording: a tick, or a twentieth of it, back or forward",
+    ),
     ("f F", "save what is shown as JSON; as text"),
     ("h ?", "this help"),
     ("q  Ctrl-C", "quit; Esc goes back first"),

@@ -1,0 +1,154 @@
+//! A heap profile for `go tool pprof` and all that reads its format: the usual four sample types, gzip around it.
+
+mod proto;
+mod tables;
+
+use std::io::Write;
+
+use flate2::{Compression, write::GzEncoder};
+use prost::Message as _;
+
+use self::proto::{Label, Profile, Sample, ValueType};
+use self::tables::Tables;
+use super::weight::Weight;
+use crate::model::label;
+use crate::model::query::View;
+use crate::model::report::{Process, Report, Row};
+
+/// The file's bytes. The report's rows are to be whole stacks.
+pub fn file(report: &Report) -> std::io::Result<Vec<u8>> {
+    let bytes = profile(report).encode_to_vec();
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(&bytes)?;
+    gzip.finish()
+}
+
+fn profile(report: &Report) -> Profile {
+    let mut tables = Tables::new();
+    let sample_type = Weight::ALL.map(|weight| {
+        let unit = if weight.is_bytes() { "bytes" } else { "count" };
+        value_type(&mut tables, weight.name(), unit)
+    });
+    let sample = report
+        .rows
+        .iter()
+        .filter_map(|row| sample(&mut tables, report, row));
+    let sample: Vec<Sample> = sample.collect();
+    let leading = if report.options.view == View::Alloc.name() {
+        Weight::AllocBytes
+    } else {
+        Weight::InuseBytes
+    };
+    let default_sample_type = tables.text(leading.name());
+    let comment: Vec<i64> = comments(report).iter().map(|line| tables.text(line)).collect();
+    let period_type = value_type(&mut tables, "space", "bytes");
+    Profile {
+        sample_type: sample_type.to_vec(),
+        sample,
+        time_nanos: unix_nanos(&report.time),
+        duration_nanos: (report.watched_seconds * 1e9) as i64,
+        period_type: Some(period_type),
+        period: report.options.sample_bytes.max(1) as i64,
+        comment,
+        default_sample_type,
+        mapping: tables.mappings,
+        location: tables.locations,
+        function: tables.functions,
+        string_table: tables.texts,
+    }
+}
+
+fn value_type(tables: &mut Tables, name: &str, unit: &str) -> ValueType {
+    ValueType {
+        r#type: tables.text(name),
+        unit: tables.text(unit),
+    }
+}
+
+fn unix_nanos(rfc3339: &str) -> i64 {
+    let time = rfc3339.parse::<jiff::Timestamp>();
+    time.map_or(0, |time| i64::try_from(time.as_nanosecond()).unwrap_or(0))
+}
+
+fn sample(tables: &mut Tables, report: &Report, row: &Row) -> Option<Sample> {
+    let value = Weight::ALL.map(|weight| i64::try_from(weight.of(row)).unwrap_or(i64::MAX));
+    if value.iter().all(|value| *value == 0) {
+        return None;
+    }
+    let mut location_id = tables.stack(&row.frames);
+    if row.frames.is_empty() {
+        location_id.push(tables.marker(label::UNKNOWN_STACK));
+    } else if row.truncated {
+        location_id.push(tables.marker(super::folded::TRUNCATED));
+    }
+    Some(Sample {
+        location_id,
+        value: value.to_vec(),
+        label: labels(tables, report, row),
+    })
+}
+
+fn labels(tables: &mut Tables, report: &Report, row: &Row) -> Vec<Label> {
+    let mut labels = Vec::new();
+    if let Some(pid) = row.pid {
+        labels.push(Label {
+            key: tables.text("pid"),
+            num: i64::from(pid),
+            ..Label::default()
+        });
+    }
+    let process = |process: &&Process| Some(process.pid) == row.pid && !process.replaced;
+    let process = report.processes.iter().find(process);
+    let container = process.and_then(|process| process.container.as_ref());
+    let texts = [
+        ("process", process.map(|process| process.comm.as_str())),
+        ("domain", row.domain.as_deref()),
+        ("mapping", row.mapping.as_deref()),
+        (
+            "container",
+            container.map(|container| container.name.as_deref().unwrap_or(&container.id)),
+        ),
+    ];
+    for (key, value) in texts {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            labels.push(Label {
+                key: tables.text(key),
+                str: tables.text(value),
+                ..Label::default()
+            });
+        }
+    }
+    labels
+}
+
+/// What `go tool pprof -comments` prints: where the numbers come from and what they lack.
+fn comments(report: &Report) -> Vec<String> {
+    let host = &report.host;
+    let mut lines = vec![format!(
+        "memwatch {} on {} (Linux {}, {}), since {}",
+        report.version, host.name, host.kernel, host.arch, report.since
+    )];
+    for process in &report.processes {
+        let command = if process.cmdline.is_empty() {
+            process.comm.clone()
+        } else {
+            process.cmdline.join(" ")
+        };
+        lines.push(format!("process {}: {command}", process.pid));
+    }
+    if report.health.complete && report.health.reasons.is_empty() {
+        lines.push("nothing was lost".to_owned());
+    } else {
+        lines.extend(
+            report
+                .health
+                .reasons
+                .iter()
+                .map(|reason| format!("lost: {reason}")),
+        );
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests;
