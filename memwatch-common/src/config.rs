@@ -34,7 +34,7 @@ pub struct Config {
     pub return_next: u32,
     /// Where the thread pointer of user space is kept.
     pub task_fsbase: u32,
-    pub reserved: u32,
+    pub vma_flags: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 104);

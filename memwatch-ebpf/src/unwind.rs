@@ -1,9 +1,11 @@
 //! Taking the stack of the current thread, with the compact unwind tables of its files. Everything else sees only
 //! `walk`.
 
+use core::ffi::c_void;
+
 use aya_ebpf::helpers::{
     bpf_probe_read_kernel,
-    generated::{bpf_get_current_task_btf, bpf_probe_read_user},
+    generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_probe_read_user},
 };
 use memwatch_common::{
     Config, Counter, ProcessState, Stack,
@@ -256,15 +258,61 @@ extern "C" fn new_rule_number(slot: *mut Slot, pc: u64, hash: u64, from: u64) ->
     let space = SPACES
         .get_ptr(&(from as u32))
         .or_else(|| SPACES.get_ptr(&((from >> 32) as u32)));
-    let number = match space {
+    let mut number = match space {
         Some(space) => look_up(slot, space, pc),
         None => u32::from(RULE_UNMAPPED),
     };
+    if number == u32::from(RULE_UNMAPPED) {
+        match is_code(pc) {
+            CODE => number = u32::from(RULE_NONE),
+            NO_CODE => {}
+            _ => return number,
+        }
+    }
     if let Some(entry) = PC_RULES.get_ptr_mut(CachedRule::place(hash, CACHED_RULES_BITS)) {
         // SAFETY: a live map value, one aligned word.
         unsafe { *entry = CachedRule::new(hash, number as u16) };
     }
     number
+}
+
+const NO_CODE: u32 = 0;
+const CODE: u32 = 1;
+/// The process's mappings are being changed.
+const BUSY: u32 = 2;
+
+/// Whether the process can execute what lies at an address: code that was made at run time lies in no file.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_code(pc: u64) -> u32 {
+    const VM_EXEC: u64 = 4;
+    /// No mapping.
+    const ENOENT: i64 = -2;
+    let mut flags = 0_u64;
+    // SAFETY: the helper calls `vma_flags` with the pointer to `flags`, which outlives the call.
+    let result = unsafe {
+        bpf_find_vma(
+            bpf_get_current_task_btf(),
+            pc,
+            vma_flags as *mut c_void,
+            (&raw mut flags).cast(),
+            0,
+        )
+    };
+    match result {
+        0 if flags & VM_EXEC != 0 => CODE,
+        0 | ENOENT => NO_CODE,
+        _ => BUSY,
+    }
+}
+
+unsafe extern "C" fn vma_flags(_task: *mut c_void, vma: *mut c_void, flags: *mut u64) -> i64 {
+    let Some(config) = config().filter(|config| config.vma_flags != 0) else {
+        return 0;
+    };
+    // SAFETY: `bpf_find_vma` gives a mapping that is locked meanwhile, and hands on the pointer that it was given.
+    unsafe { *flags = read_kernel(vma as u64 + u64::from(config.vma_flags)) };
+    0
 }
 
 /// Looks the number of a rule up in the tables.

@@ -20,6 +20,7 @@ pub struct TaskLayout {
     pub return_stack: u32,
     pub return_address: u32,
     pub return_next: u32,
+    pub vma_flags: u32,
     pub fsbase: u32,
 }
 
@@ -46,6 +47,7 @@ impl TaskLayout {
             return_stack: offset(&btf, "return_instance", "stack")?,
             return_address: offset(&btf, "return_instance", "orig_ret_vaddr")?,
             return_next: offset(&btf, "return_instance", "next")?,
+            vma_flags: offset(&btf, "vm_area_struct", "vm_flags")?,
             fsbase: thread_pointer(&btf)?,
         })
     }
@@ -64,6 +66,7 @@ impl TaskLayout {
         config.return_stack = self.return_stack;
         config.return_address = self.return_address;
         config.return_next = self.return_next;
+        config.vma_flags = self.vma_flags;
         config.task_fsbase = self.fsbase;
     }
 }

@@ -114,7 +114,7 @@ impl KernelSide {
             return_address: 0,
             return_next: 0,
             task_fsbase: 0,
-            reserved: 0,
+            vma_flags: 0,
         };
         layout.write_to(&mut config);
         set_array(&mut ebpf, "NEXT_INSTANCE", FIRST_KERNEL_INSTANCE)?;
