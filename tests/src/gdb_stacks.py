@@ -15,6 +15,7 @@ FUNCTIONS = ["malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_
 
 pid = gdb.selected_inferior().pid
 segments = {}
+mappings = []
 
 
 def read_segments(path):
@@ -39,18 +40,19 @@ def read_segments(path):
 
 
 def read_mappings():
-    mappings = []
+    mappings.clear()
     with open("/proc/%d/maps" % pid) as file:
         for line in file:
             words = line.split(None, 5)
             start, end = (int(word, 16) for word in words[0].split("-"))
             name = words[5].strip() if len(words) > 5 else ""
             mappings.append((start, end, int(words[2], 16), name))
-    return mappings
 
 
-def place(mappings, pc):
+def place(pc):
     """Where an address stands in its file; as it is, if it is of no file."""
+    if not any(start <= pc < end for start, end, _, _ in mappings):
+        read_mappings()
     for start, end, offset, name in mappings:
         if start <= pc < end:
             if name == "[vdso]":
@@ -58,9 +60,9 @@ def place(mappings, pc):
             if name not in segments:
                 segments[name] = read_segments(name) if name.startswith("/") else []
             at = pc - start + offset
-            # The mapping of a segment's last page shows the file beyond the segment.
             for first, size, address in segments[name]:
-                if first & ~4095 <= at < first + size + 4095 & ~4095:
+                # Mappings are whole pages, segments need not be.
+                if first & ~4095 <= at < (first + size + 4095) & ~4095:
                     return [name, at - first + address]
     return ["", pc]
 
@@ -85,16 +87,19 @@ def entries():
 
 
 def stack():
-    frames = []
+    """The frames; and whether the last is where a thread begins."""
+    places = []
     frame = gdb.newest_frame()
     while frame is not None:
         if frame.type() not in (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME):
-            frames.append(frame.pc())
+            places.append(place(frame.pc()))
+            # What V8 made, now or when node was built, keeps frame pointers. gdb does not know, and guesses from here.
+            if places[-1][0] == "" or (frame.name() or "").startswith("Builtins_"):
+                return places, False
         last = frame
         frame = frame.older()
     reason = last.unwind_stop_reason()
-    whole = reason in (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
-    return frames, whole
+    return places, reason in (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
 
 
 def main():
@@ -104,18 +109,13 @@ def main():
     gdb.execute("handle SIGTRAP stop nopass", to_string=True)
     breakpoints = [gdb.Breakpoint("*%d" % address) for address in sorted(entries())]
     random.seed(1)
-    mappings = read_mappings()
     with open(OUTPUT, "w") as output:
         for _ in range(STOPS):
             # At varied places: a loop of a fixed number of allocations is not met at the same one for ever.
             for breakpoint in breakpoints:
                 breakpoint.ignore_count = random.randrange(8)
             gdb.execute("continue", to_string=True)
-            frames, whole = stack()
-            places = [place(mappings, pc) for pc in frames]
-            if any(name == "" for name, _ in places):
-                mappings = read_mappings()
-                places = [place(mappings, pc) for pc in frames]
+            places, whole = stack()
             output.write(json.dumps({"frames": places, "whole": whole}) + "\n")
     for breakpoint in breakpoints:
         breakpoint.delete()

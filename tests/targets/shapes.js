@@ -20,7 +20,7 @@ let count = 0;
 function rounds() {
   for (let n = 0; n < 20; n++) round(n);
   count += 1;
-  if (count === 100) process.stdout.write('{"event":"ready"}\n');
+  if (count === 400) process.stdout.write('{"event":"ready"}\n');
   setTimeout(rounds, 1);
 }
 rounds();
