@@ -46,11 +46,12 @@ def read_mappings():
             words = line.split(None, 5)
             start, end = (int(word, 16) for word in words[0].split("-"))
             name = words[5].strip() if len(words) > 5 else ""
-            mappings.append((start, end, int(words[2], 16), name))
+            if "x" in words[1]:
+                mappings.append((start, end, int(words[2], 16), name))
 
 
 def place(pc):
-    """Where an address stands in its file; as it is, if it is of no file."""
+    """Where code stands in its file; its address, if it is of no file; None if it is no code."""
     if not any(start <= pc < end for start, end, _, _ in mappings):
         read_mappings()
     for start, end, offset, name in mappings:
@@ -64,7 +65,8 @@ def place(pc):
                 # Mappings are whole pages, segments need not be.
                 if first & ~4095 <= at < (first + size + 4095) & ~4095:
                     return [name, at - first + address]
-    return ["", pc]
+            return ["", pc]
+    return None
 
 
 def entries():
@@ -92,9 +94,12 @@ def stack():
     frame = gdb.newest_frame()
     while frame is not None:
         if frame.type() not in (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME):
-            places.append(place(frame.pc()))
+            here = place(frame.pc())
+            if here is None:
+                return places, False
+            places.append(here)
             # What V8 made, now or when node was built, keeps frame pointers. gdb does not know, and guesses from here.
-            if places[-1][0] == "" or (frame.name() or "").startswith("Builtins_"):
+            if here[0] == "" or (frame.name() or "").startswith("Builtins_"):
                 return places, False
         last = frame
         frame = frame.older()
