@@ -435,7 +435,7 @@ pub struct OtherVersionArgs {
         long,
         value_name = "MODE",
         hide_possible_values = true,
-        help_heading = "Target"
+        help_heading = "What is shown"
     )]
     #[arg(value_parser = PossibleValuesParser::new(["pools", "exact", "off"]))]
     pub python: Option<String>,
