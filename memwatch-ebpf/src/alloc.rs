@@ -153,7 +153,7 @@ pub fn begin(
 #[inline(always)]
 fn domain(state: &ProcessState, slot: &Slot, cookie: Cookie) -> u32 {
     let domain = u32::from(cookie.domain());
-    if domain == Domain::Native as u32 && python::runs_in(state) {
+    if domain == Domain::Native as u32 && python::may_run_in(state) {
         return python::python_domain(slot, state.instance, state.space);
     }
     domain
@@ -437,6 +437,15 @@ fn forget_inner(slot: &mut Slot) {
     }
 }
 
+/// Where a process's blocks are counted when there is no room for their site.
+const fn unknown(instance: u32) -> SiteKey {
+    SiteKey {
+        instance,
+        domain: Domain::Native as u32,
+        stack: STACK_UNKNOWN,
+    }
+}
+
 #[inline(always)]
 fn account_allocation(config: &Config, instance: u32, value: &LiveValue) {
     let mut key = SiteKey {
@@ -449,7 +458,7 @@ fn account_allocation(config: &Config, instance: u32, value: &LiveValue) {
     } else {
         count(Counter::SitesFull);
         // Every process has had its place for unknown stacks since it is watched.
-        key.stack = STACK_UNKNOWN;
+        key = unknown(instance);
         let Some(site) = maps::site(&key) else {
             count(Counter::SiteLost);
             return;
@@ -472,7 +481,7 @@ fn account_free(config: &Config, instance: u32, value: &LiveValue) {
     let site = if let Some(site) = maps::existing_site(&key) {
         site
     } else {
-        key.stack = STACK_UNKNOWN;
+        key = unknown(instance);
         let Some(site) = maps::existing_site(&key) else {
             count(Counter::SiteLost);
             return;
@@ -575,13 +584,13 @@ fn freed_by_inner_call(config: &Config, state: &mut ProcessState, address: u64, 
 /// A block that was not seen being born: the parent's, or one from before recording began.
 #[inline(always)]
 fn unknown_free(config: &Config, state: &mut ProcessState, address: u64, glibc: bool) {
-    if config.min_bytes > 0 || config.max_bytes < u64::MAX {
-        // With a filter on sizes, unknown says nothing.
-        return;
-    }
     if let Some(bytes) = inherited(state, address) {
         atomic::add(&mut state.inherited_frees, 1);
         atomic::add(&mut state.inherited_freed_bytes, bytes);
+        return;
+    }
+    if config.min_bytes > 0 || config.max_bytes < u64::MAX {
+        // With a filter on sizes, unknown says nothing.
         return;
     }
     atomic::add(&mut state.untracked_frees, 1);

@@ -9,13 +9,12 @@ use aya_log_ebpf::debug;
 use memwatch_common::{
     Config, Counter, Event, EventKind, ProcessState,
     process::{MAX_ANCESTORS, PROCESS_EXITED, PROCESS_FOLLOW, PROCESS_FORKED, replaced_key},
-    unwind::code_place,
 };
 
 use crate::{
     atomic,
-    maps::{self, NEXT_INSTANCE, PROCESSES, PYTHON_AT, SPACES, count, send},
-    slot,
+    maps::{self, NEXT_INSTANCE, PROCESSES, SPACES, count, send},
+    python, slot,
     unwind::read_kernel,
 };
 
@@ -99,7 +98,7 @@ fn follow(tgid: u32, parent: &mut ProcessState, pid: u32) {
     state.ancestors[0].forked_ns = parent.forked_ns;
     state.ancestors[1] = parent.ancestors[0];
     state.ancestors[2] = parent.ancestors[1];
-    inherit_python(parent.instance, instance);
+    python::inherit(parent, instance);
     if PROCESSES.insert(&pid, &state, 0).is_err() {
         count(Counter::ProcessesFull);
         return;
@@ -108,18 +107,6 @@ fn follow(tgid: u32, parent: &mut ProcessState, pid: u32) {
     event.a = u64::from(parent.instance);
     event.b = u64::from(tgid);
     send(&event, Counter::LifecycleLost);
-}
-
-/// The child of a Python program runs the same Python.
-#[inline(always)]
-fn inherit_python(parent: u32, child: u32) {
-    if PYTHON_AT.get(code_place(parent)) != Some(&parent) {
-        return;
-    }
-    if let Some(place) = PYTHON_AT.get_ptr_mut(code_place(child)) {
-        // SAFETY: a live map value, one aligned word.
-        unsafe { *place = child };
-    }
 }
 
 /// `sched_process_exec(task, old_pid, binary)`: the old program's memory is gone.

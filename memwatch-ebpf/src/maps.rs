@@ -65,7 +65,8 @@ pub static SPACE_VERSIONS: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_K
 pub static PYTHONS: HashMap<u32, PythonProcess> =
     HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
 
-/// Which instance in each place of `SPACE_VERSIONS` runs CPython; saves looking into `PYTHONS` for all others.
+/// Not 0 where a process whose instance has this place (see [`memwatch_common::unwind::code_place`]) runs CPython: saves
+/// looking into `PYTHONS` for nearly all others. Several instances share a place, so it is a hint, never taken back.
 #[map]
 pub static PYTHON_AT: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT as u32, 0);
 

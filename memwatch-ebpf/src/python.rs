@@ -43,12 +43,24 @@ struct Walk {
 #[unsafe(export_name = "PYTHON_WALKS")]
 static WALKS: TaskStorage<Walk> = TaskStorage::NEW;
 
-/// Whether the process is known to run CPython. Costs nothing to speak of where it does not.
+/// Whether the process may run CPython; `PYTHONS` knows. Costs nothing to speak of where it does not.
 #[inline(always)]
-pub fn runs_in(state: &ProcessState) -> bool {
+pub fn may_run_in(state: &ProcessState) -> bool {
     PYTHON_AT
         .get(code_place(state.instance))
-        .is_some_and(|instance| *instance == state.instance)
+        .is_some_and(|hint| *hint != 0)
+}
+
+/// The child of a Python program runs the same Python.
+#[inline(always)]
+pub fn inherit(parent: &ProcessState, child: u32) {
+    if !may_run_in(parent) || process(parent.instance, parent.space).is_none() {
+        return;
+    }
+    if let Some(place) = PYTHON_AT.get_ptr_mut(code_place(child)) {
+        // SAFETY: a live map value, one aligned word.
+        unsafe { *place = 1 };
+    }
 }
 
 /// Takes the thread's Python frames; gives the hash by which they stand in `PYTHON_STACKS`, 0 for none.

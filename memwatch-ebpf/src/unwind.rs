@@ -71,7 +71,7 @@ pub fn walk(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Star
     } else if flags & STACK_BROKEN != 0 {
         count(Counter::StackBroken);
     }
-    slot.stack.python = if python::runs_in(state) {
+    slot.stack.python = if python::may_run_in(state) {
         python::walk(config, state)
     } else {
         0

@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::Result;
 use memwatch_common::{
-    Counter, Domain, Event, EventKind,
+    Counter, Domain, Event, EventKind, ProcessState,
     counter::Effect,
     event::{MAPPING_ANONYMOUS, MAPPING_EXECUTABLE},
+    process::PROCESS_EXITED,
 };
 
 use crate::{
@@ -166,6 +167,20 @@ impl Watch {
         Ok(())
     }
 
+    /// Whose end was lost on the way: the kernel side's map tells it too.
+    fn end_unheard(&mut self, processes: &[(u32, ProcessState)]) -> Result<()> {
+        for (pid, state) in processes {
+            let heard = self.alive.get(pid) != Some(&state.instance);
+            if state.flags & PROCESS_EXITED != 0 && !heard {
+                let mut event = Event::ZERO;
+                event.pid = *pid;
+                event.instance = state.instance;
+                self.ended(&event)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A program or a library was loaded: it may be an allocator or an interpreter.
     fn new_code(&mut self, event: &Event) {
         self.symbolizer.refresh(event.instance);
@@ -235,6 +250,7 @@ impl Watch {
     fn python_forked(&mut self, event: &Event) {
         let parent = event.a as u32;
         let Some(interpreter) = self.symbolizer.python().interpreter(parent).cloned() else {
+            self.pythons.forked_early(parent, event.pid, event.instance);
             return;
         };
         if let Ok(memory) = self.pythons.forked(event.pid, event.instance, &interpreter) {
@@ -284,6 +300,7 @@ impl Watch {
         if scan.is_some() {
             self.scanned = Some((Instant::now(), now.elapsed()));
         }
+        self.end_unheard(&sample.processes)?;
         let elapsed = now.duration_since(self.ticked_at).as_secs_f64();
         self.measure(&sample.counters, elapsed);
         let foreign = sample.counters[Counter::ForeignHits as usize];
@@ -366,7 +383,13 @@ impl Watch {
         if !forgotten.is_empty() {
             collector::purge_sites(&self.kernel, &forgotten.iter().copied().collect())?;
             self.symbolizer.forget(&forgotten);
-            self.publisher.forget(&forgotten);
+            // A child may live on where its parent's code was.
+            let unused: Vec<u32> = forgotten
+                .iter()
+                .copied()
+                .filter(|instance| !needed.contains(instance))
+                .collect();
+            self.publisher.forget(&unused);
             self.pythons.forget(&forgotten);
             for instance in forgotten {
                 self.parents.remove(&instance);

@@ -122,8 +122,9 @@ wrong_command_lines! {
     three_recordings: ["diff", "a", "b", "c"], "c";
     past_of_a_running_target: ["diff", "--pid", "1", "--from", "3"], "--from";
     no_such_place_in_time: ["top", "a.memwatch", "--from", "soon"], "soon";
-    report_is_not_in_this_version: ["report", "--pid", "1"], "report";
-    export_is_not_in_this_version: ["export", "file.memwatch", "--to", "pprof"], "export";
+    report_of_nothing: ["report"], "report";
+    export_to_no_form: ["export", "--pid", "1"], "--to";
+    export_to_an_unknown_form: ["export", "--pid", "1", "--to", "svg"], "svg";
     serve_is_not_in_this_version: ["serve"], "serve";
     containers_are_not_in_this_version: ["--container", "no-such-container"], "--container";
     pods_are_not_in_this_version: ["--pod", "nowhere/no-such-pod"], "--pod";

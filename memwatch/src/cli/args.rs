@@ -397,7 +397,7 @@ const MOST_ENTRIES: u32 = 1 << 24;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Form of the output: text or json (of top and diff: one block a tick, instead of the full screen)
+    /// Form of the output: text or json (of top and diff: one block a tick, instead of the full screen), of a report also markdown or html
     #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
     #[arg(value_parser = PossibleValuesParser::new([
         PossibleValue::new("text"),
@@ -431,7 +431,12 @@ pub struct OutputArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct OtherVersionArgs {
     /// Python: `exact`, each block; `off`, as any other program [default: what CPython asks libc for]
-    #[arg(long, value_name = "MODE", hide = true)]
+    #[arg(
+        long,
+        value_name = "MODE",
+        hide_possible_values = true,
+        help_heading = "What is shown"
+    )]
     #[arg(value_parser = PossibleValuesParser::new(["pools", "exact", "off"]))]
     pub python: Option<String>,
     /// Mean bytes between sampled blocks: only 0, every block

@@ -113,11 +113,11 @@ fn kernel(checks: &mut Checks) {
     let version = format!("Linux {major}.{minor}");
     checks.add(
         "kernel",
-        if (major, minor) >= (5, 17) {
+        if (major, minor) >= (5, 15) {
             Ok(version)
         } else {
             Err(anyhow!(
-                "{version}: memwatch needs Linux 5.17 or newer (bpf_loop)"
+                "{version}: memwatch needs Linux 5.15 or newer (bpf_get_attach_cookie)"
             ))
         },
     );

@@ -38,7 +38,7 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 9] = [
+const ALL_MAPS: [&str; 19] = [
     "LIVE",
     "SITES",
     "STACKS",
@@ -48,6 +48,16 @@ const ALL_MAPS: [&str; 9] = [
     "NEW_SITE",
     "EVENTS",
     "COUNTS",
+    "RULES",
+    "ROWS",
+    "PAGES",
+    "SPACES",
+    "SPACE_VERSIONS",
+    "PC_RULES",
+    "KNOWN_STACKS",
+    "PYTHONS",
+    "PYTHON_AT",
+    "PYTHON_STACKS",
 ];
 
 impl Collector {

@@ -63,6 +63,19 @@ impl Memory for ProcessMemory {
     }
 }
 
+/// None is the memory of a process that has ended.
+impl<M: Memory> Memory for Option<M> {
+    fn read_into(&self, address: u64, out: &mut [u8]) -> Result<(), Unreadable> {
+        match self {
+            Some(memory) => memory.read_into(address, out),
+            None => Err(Unreadable {
+                address,
+                bytes: out.len(),
+            }),
+        }
+    }
+}
+
 /// Whether the first word of an object (its reference count) is that of one in use. Allocators put the address of the
 /// next free block there, or nothing, before anything else is overwritten. `word` is not so in free-threaded builds.
 pub(super) fn is_in_use(word: u64) -> bool {

@@ -22,8 +22,8 @@ use crate::{
 #[derive(Debug)]
 struct Process {
     interpreter: Arc<Interpreter>,
-    /// Of this program in this process: nothing can be read after its end.
-    memory: ProcessMemory,
+    /// Of this program in this process; none after its end, when nothing can be read.
+    memory: Option<ProcessMemory>,
     code: CodeCache,
 }
 
@@ -37,7 +37,7 @@ impl PythonNames {
     pub fn add(&mut self, instance: u32, interpreter: Arc<Interpreter>, memory: ProcessMemory) {
         let process = Process {
             interpreter,
-            memory,
+            memory: Some(memory),
             code: CodeCache::default(),
         };
         self.processes.insert(instance, process);
@@ -45,6 +45,13 @@ impl PythonNames {
 
     pub fn interpreter(&self, instance: u32) -> Option<&Arc<Interpreter>> {
         self.processes.get(&instance).map(|process| &process.interpreter)
+    }
+
+    /// The process has ended: what was read of it is still known.
+    pub fn end(&mut self, instance: u32) {
+        if let Some(process) = self.processes.get_mut(&instance) {
+            process.memory = None;
+        }
     }
 
     pub fn forget(&mut self, instances: &[u32]) {
@@ -110,9 +117,8 @@ impl Process {
             fingerprint: frame.fingerprint,
             instruction: frame.instruction,
         };
-        self.code
-            .locate(&self.interpreter.code_reader(), frame, &self.memory)
-            .ok()
+        let reader = self.interpreter.code_reader();
+        self.code.locate(&reader, frame, &self.memory).ok()
     }
 
     /// None for a frame that Python itself would not show.

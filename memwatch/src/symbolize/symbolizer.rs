@@ -157,6 +157,7 @@ impl<S: StackSource> Symbolizer<S> {
         if let Some(process) = self.processes.get_mut(&instance) {
             process.pid = None;
         }
+        self.python.end(instance);
     }
 
     /// Lets go of ended processes, and of the files that only they had mapped.

@@ -102,6 +102,19 @@ impl Pythons {
         Ok(ProcessMemory::open(&self.proc, pid)?)
     }
 
+    /// The same where the parent's has not started yet: the child is waited for too.
+    pub fn forked_early(&mut self, parent: u32, pid: u32, instance: u32) {
+        let of_parent = self.waiting.iter().find(|waiting| waiting.instance == parent);
+        let child = of_parent.map(|waiting| Waiting {
+            pid,
+            instance,
+            found: waiting.found.clone(),
+            library: waiting.library,
+            tries: 0,
+        });
+        self.waiting.extend(child);
+    }
+
     pub fn forget(&self, instances: &[u32]) {
         // One that cannot be taken out stays until memwatch ends.
         let _ = batch::delete(self.processes.as_fd(), instances);
@@ -147,7 +160,7 @@ impl Pythons {
         }
         batch::set(self.processes.as_fd(), &instance, &process)
             .context("cannot tell where Python frames are")?;
-        batch::set(self.places.as_fd(), &code_place(instance), &instance)
+        batch::set(self.places.as_fd(), &code_place(instance), &1_u32)
             .context("cannot tell that Python runs")?;
         Ok(())
     }

@@ -97,6 +97,8 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
     let proc = ProcRoot::default();
     let before = neighbours::Reading::take(&proc);
     let (pids, held) = subject(&settings.subject)?;
+    // Not before: a command that is started must not inherit it.
+    raise_file_limit();
     progress("loading the kernel side");
     let mut kernel = KernelSide::load(&settings.bounds, settings.method).map_err(not_permitted)?;
     progress("trying return probes on a process of our own");
@@ -149,6 +151,21 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         give_back();
     }
     Ok(watch)
+}
+
+/// Probes, maps, files and the memory of Python processes are open files: as many as the system lets us have.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the calls read and write this value only; where they fail the limit stays as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
 
 /// How the program's allocator gives free memory back to the system, where it does not do so by itself.
