@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use crate::binary::workspace;
+use crate::target::{die_with_parent, wait};
 
 /// Where a frame stands: a file, and the address in it as its program headers count; no file for code that was made at
 /// run time, and then the address in the process.
@@ -31,8 +32,12 @@ pub fn stacks(pid: u32, stops: u32) -> Result<Vec<GdbStack>, String> {
     command
         .env("STACKS_STOPS", stops.to_string())
         .env("STACKS_OUTPUT", &output);
-    let result = match command.stdin(Stdio::null()).output() {
-        Ok(result) => result,
+    let errors = directory.path().join("errors");
+    let to = fs::File::create(&errors).expect("it can be written");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(to);
+    die_with_parent(&mut command);
+    match command.spawn() {
+        Ok(mut child) => wait(&mut child, "gdb"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err("gdb is not installed".to_owned());
         }
@@ -45,7 +50,7 @@ pub fn stacks(pid: u32, stops: u32) -> Result<Vec<GdbStack>, String> {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("gdb's script wrote {line:?}: {error}"))
         })
         .collect();
-    let said = String::from_utf8_lossy(&result.stderr);
+    let said = fs::read_to_string(&errors).unwrap_or_default();
     assert_eq!(
         stacks.len(),
         stops as usize,

@@ -36,7 +36,8 @@ enum Code {
 
 fn compare(name: &str, pid: u32, code: Code) {
     let stacks = need!(gdb::stacks(pid, STOPS));
-    let mut watch = Memwatch::of_process(pid, &[]);
+    // The interpreter's own frames too, in place of those of Python.
+    let mut watch = Memwatch::of_process(pid, &["--python", "off"]);
     let mut report = watch.next_report();
     let mut comparison = Comparison::new(&stacks, &Seen::of(&report, pid));
     for _ in 0..TICKS {
