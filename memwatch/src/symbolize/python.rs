@@ -47,6 +47,12 @@ impl PythonNames {
         self.processes.get(&instance).map(|process| &process.interpreter)
     }
 
+    /// The interpreter, and the memory it is in.
+    pub fn process(&self, instance: u32) -> Option<(&Interpreter, &ProcessMemory)> {
+        let process = self.processes.get(&instance)?;
+        Some((&process.interpreter, &process.memory))
+    }
+
     pub fn forget(&mut self, instances: &[u32]) {
         for instance in instances {
             self.processes.remove(instance);

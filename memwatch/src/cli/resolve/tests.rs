@@ -28,7 +28,7 @@ fn a_bare_target_is_top_with_every_default() {
             follow: true,
             scope: ScopeChoice::Auto,
             method: Method::Session,
-            python: PythonMode::Libc,
+            python: PythonMode::Pools,
             interval: Duration::from_secs(1),
             duration: None,
             ticks: None,
