@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn neighbouring_addresses_processes_and_versions_share_no_hash() {
-        let mut hashes = [0; 16 * 4 * 128];
+        let mut hashes = [0; 4 * 4 * 128];
         for (n, hash) in (0_u32..).zip(&mut hashes) {
             let seed = CachedRule::seed(n >> 9, n >> 7 & 3);
             *hash = CachedRule::hash(0x7f12_3456_7000 + u64::from(n & 127) * 3, seed) & (u64::MAX >> 16);

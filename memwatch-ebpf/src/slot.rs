@@ -123,6 +123,10 @@ impl<T> TaskStorage<T> {
         map_flags: core::ptr::null(),
     };
 
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the kernel gives each thread a value of its own"
+    )]
     #[inline(always)]
     fn get(&'static self, flags: u64) -> Option<&'static mut T> {
         // SAFETY: the helpers take the map and the current task; the result is null or a live value that only this

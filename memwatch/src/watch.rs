@@ -205,10 +205,11 @@ impl Watch {
     }
 
     fn look_for_python(&mut self, pid: u32, instance: u32, modules: &ProcessModules) {
-        if self.python && self.symbolizer.python().interpreter(instance).is_none() {
-            if let Some(outcome) = self.pythons.look(pid, instance, modules) {
-                self.python(outcome);
-            }
+        if self.python
+            && self.symbolizer.python().interpreter(instance).is_none()
+            && let Some(outcome) = self.pythons.look(pid, instance, modules)
+        {
+            self.python(outcome);
         }
     }
 

@@ -431,7 +431,12 @@ pub struct OutputArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct OtherVersionArgs {
     /// Python: `pools`, small objects as estimates; `exact`, each block; `off`, as any other program [default: pools]
-    #[arg(long, value_name = "MODE", hide = true)]
+    #[arg(
+        long,
+        value_name = "MODE",
+        hide_possible_values = true,
+        help_heading = "What is shown"
+    )]
     #[arg(value_parser = PossibleValuesParser::new(["pools", "exact", "off"]))]
     pub python: Option<String>,
     /// Mean bytes between sampled blocks: only 0, every block

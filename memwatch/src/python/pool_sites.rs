@@ -155,11 +155,7 @@ mod tests {
 
     fn inuse(sites: &PoolSites, stack: u64) -> (u64, u64, u64) {
         let site = &sites.sites[&stack];
-        (
-            site.totals.inuse_bytes(),
-            site.totals.inuse_objects(),
-            site.pools,
-        )
+        (site.totals.inuse_bytes(), site.totals.inuse_objects(), site.pools)
     }
 
     #[test]
@@ -209,10 +205,7 @@ mod tests {
             assert_eq!(totals.inuse_bytes(), in_use * 32);
             last = totals;
         }
-        assert_eq!(
-            (last.alloc_objects, last.freed_objects),
-            (30 + 35 + 3, 25 + 40)
-        );
+        assert_eq!((last.alloc_objects, last.freed_objects), (30 + 35 + 3, 25 + 40));
     }
 
     #[test]

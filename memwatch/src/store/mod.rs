@@ -7,15 +7,15 @@
 //! ```
 //! Numbers are little-endian. One frame is one tick (the last may be the end mark): it is written whole, so a file
 //! that was cut anywhere is good up to its last whole tick. `head` says the tick's number, its time and its sums without
-//! unpacking anything ([`frame`]). What is packed is one zstd stream over all frames, flushed after each. Unpacked it is a
-//! list of sections ([`section`]): new names ([`names`]), processes ([`processes`]), sites ([`sites`]), and the rest as
+//! unpacking anything (`frame`). What is packed is one zstd stream over all frames, flushed after each. Unpacked it is a
+//! list of sections (`section`): new names (`names`), processes (`processes`), sites (`sites`), and the rest as
 //! JSON. A tick holds only what changed since the one before.
 //!
 //! A reader skips sections that it does not know. Whatever changes the meaning of one that is there raises [`VERSION`],
 //! and the reader keeps reading the old ones: `tests/fixtures` has a file of each.
 //!
-//! [`Recording`] reads, [`writer::Writer`] writes, [`thin`] keeps the file below a bound, [`compare`] makes two files
-//! comparable. All of these are pure over readers and writers; [`file`] has the file system.
+//! [`Recording`] reads, [`writer::Writer`] writes, `thin` keeps the file below a bound, `compare` makes two files
+//! comparable. All of these are pure over readers and writers; `file` has the file system.
 
 use std::path::Path;
 

@@ -74,7 +74,11 @@ impl Sites {
             if self.add(id) {
                 put(out, u64::from(id.instance));
                 out.push(id.domain as u8);
-                out.push(if id.pooled { POOLED } else { mapping_number(id.mapping) });
+                out.push(if id.pooled {
+                    POOLED
+                } else {
+                    mapping_number(id.mapping)
+                });
                 out.extend_from_slice(&id.stack.to_le_bytes());
             }
         }

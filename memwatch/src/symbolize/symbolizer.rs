@@ -189,7 +189,8 @@ impl<S: StackSource> Symbolizer<S> {
 
     /// Reads what the Python frames of a stack refer to while it is there.
     pub fn read_python(&mut self, instance: u32, stack_hash: u64) {
-        if self.python.interpreter(instance).is_none() || [STACK_UNKNOWN, STACK_BEFORE].contains(&stack_hash) {
+        if self.python.interpreter(instance).is_none() || [STACK_UNKNOWN, STACK_BEFORE].contains(&stack_hash)
+        {
             return;
         }
         if self.python_read.len() >= MOST_PYTHON_READ {

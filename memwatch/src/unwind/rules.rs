@@ -123,6 +123,6 @@ mod tests {
             ..Table::default()
         };
         let rules: Vec<u16> = interner.translate(&table).iter().map(|row| row.rule).collect();
-        assert_eq!(rules, [RULE_NONE, RULE_UNSUPPORTED, 7, RULE_UNSUPPORTED]);
+        assert_eq!(rules, [RULE_NONE, RULE_UNSUPPORTED, 9, RULE_UNSUPPORTED]);
     }
 }

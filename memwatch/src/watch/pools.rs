@@ -130,10 +130,7 @@ impl Pools {
         let mut opened: HashMap<u32, HashMap<u64, OpenedPool>> = HashMap::new();
         batch::for_each(self.map.as_fd(), |key: &LiveKey, pool: &OpenedPool| {
             if found.contains_key(&key.instance) {
-                opened
-                    .entry(key.instance)
-                    .or_default()
-                    .insert(key.address, *pool);
+                opened.entry(key.instance).or_default().insert(key.address, *pool);
             }
         })
         .context("cannot read who opened Python's pools")?;
@@ -179,10 +176,13 @@ impl Pools {
     fn add_ages(&self, scan: &mut LiveScan, older_than_ns: u64) {
         for (instance, sites) in &self.processes {
             for (stack, born_ns, blocks, bytes) in sites.ages() {
-                scan.sites
-                    .entry(site_key(*instance, stack))
-                    .or_default()
-                    .add(born_ns, blocks, bytes, scan.at_ns, older_than_ns);
+                scan.sites.entry(site_key(*instance, stack)).or_default().add(
+                    born_ns,
+                    blocks,
+                    bytes,
+                    scan.at_ns,
+                    older_than_ns,
+                );
             }
         }
     }

@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use memwatch_common::process::PROCESS_FOLLOW;
 
-use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pools::Pools, pythons::Pythons};
+use super::{
+    Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pools::Pools, pythons::Pythons,
+};
 use crate::{
     cli::error::{ExitCode, Failure},
     collect::{collector::Collector, stacks::KernelStacks},

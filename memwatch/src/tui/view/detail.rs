@@ -16,6 +16,7 @@ use crate::{
 };
 
 use super::bars::{self, Histogram};
+use super::columns::about;
 use super::pieces::{Piece, Separator, wrap};
 use super::stack;
 
@@ -152,7 +153,11 @@ fn numbers(row: &Row, columns: usize, state: &State) -> Vec<Line<'static>> {
         pieces.push(Piece::labelled(1, label, value, style, theme));
     };
     if let (Some(low), Some(high)) = (row.inuse_low_bytes, row.inuse_high_bytes) {
-        add("between", format!("{} and {}", units.size(low), units.size(high)), plain);
+        add(
+            "between",
+            format!("{} and {}", units.size(low), units.size(high)),
+            plain,
+        );
     }
     if let Some(average) = row.inuse_bytes.checked_div(row.inuse_objects) {
         add("average", units.size(average), plain);
