@@ -257,7 +257,6 @@ fn contradictions_are_answered_in_one_line() {
         "--pid 1 --comm [",
         "--comm [",
         "--pid 1 --include {a",
-        "--pid 1 --python pools",
         "--pid 1 --sample-bytes 512k",
         "--pid 1 --max-overhead 5",
         "--pid 1 --max-blocks 10 --max-blocks-per-process 11",
