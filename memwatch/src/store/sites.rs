@@ -431,7 +431,7 @@ mod tests {
         #[test]
         fn any_totals_come_back(ticks in prop::collection::vec(prop::collection::vec((0..6_u64, totals()), 0..5), 1..5)) {
             let (mut writer, mut reader) = (Sites::default(), Sites::default());
-            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, pooled: false };
+            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, pooled: stack % 2 == 1 };
             let mut known: HashMap<SiteId, SiteTotals> = HashMap::new();
             for tick in ticks {
                 let now: HashMap<SiteId, SiteTotals> = tick.into_iter().map(|(stack, totals)| (id(stack), totals)).collect();
