@@ -22,10 +22,12 @@ pub enum Function {
     PosixMemalign = 7,
     /// `f(size) -> block`, rounded up to whole pages
     Pvalloc = 8,
+    /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool
+    PythonPool = 9,
 }
 
 impl Function {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Malloc,
         Self::Calloc,
         Self::Realloc,
@@ -34,6 +36,7 @@ impl Function {
         Self::Memalign,
         Self::PosixMemalign,
         Self::Pvalloc,
+        Self::PythonPool,
     ];
 
     pub const fn from_u8(value: u8) -> Option<Self> {
@@ -46,6 +49,7 @@ impl Function {
             6 => Some(Self::Memalign),
             7 => Some(Self::PosixMemalign),
             8 => Some(Self::Pvalloc),
+            9 => Some(Self::PythonPool),
             _ => None,
         }
     }
@@ -55,9 +59,15 @@ impl Function {
         !matches!(self, Self::Free)
     }
 
+    /// Whether it gives out blocks of its own, which are counted one by one.
+    pub const fn allocates(self) -> bool {
+        !matches!(self, Self::Free | Self::PythonPool)
+    }
+
     /// How many of the first argument registers must still be intact where the probe sits.
     pub const fn arguments(self) -> usize {
         match self {
+            Self::PythonPool => 0,
             Self::Malloc | Self::Free | Self::Pvalloc => 1,
             Self::Calloc | Self::Realloc | Self::Memalign => 2,
             Self::Reallocarray | Self::PosixMemalign => 3,

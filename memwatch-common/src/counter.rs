@@ -85,6 +85,8 @@ counters! {
     PythonTruncated = "python_truncated", Stacks;
     /// allocations shown without their Python frames because the map of Python stacks is full (raise --max-stacks)
     PythonStacksFull = "python_stacks_full", Stacks;
+    /// pools of small Python objects shown without a stack because the map of pools is full
+    PoolsFull = "pools_full", Stacks;
     /// calls not watched because the thread's slot could not be made
     SlotUnavailable = "slot_unavailable", Totals;
     /// calls not watched because too many were in flight in one thread

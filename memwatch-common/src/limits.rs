@@ -47,6 +47,10 @@ pub const MAX_PYTHON_FRAMES: usize = 127;
 /// Ranges of an interpreter's code that say for which domain it allocates.
 pub const MAX_PYTHON_RANGES: usize = 32;
 
+/// Pools of small Python objects (16 KiB each) whose stack is known: 16 GiB of them. Made as they come, at about 100
+/// bytes each.
+pub const PYTHON_POOLS: u32 = 1 << 20;
+
 /// Bytes of the ring buffer for rare events (lifecycle, new mappings, sites that changed).
 pub const RING_BYTES: u32 = 1 << 20;
 

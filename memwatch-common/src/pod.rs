@@ -26,4 +26,9 @@ pod!(
     unwind::Rule,
     unwind::Space
 );
-pod!(python::PythonLayout, python::PythonProcess, python::PythonStack);
+pod!(
+    python::PythonLayout,
+    python::OpenedPool,
+    python::PythonProcess,
+    python::PythonStack
+);

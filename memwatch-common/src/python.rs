@@ -161,6 +161,21 @@ pub struct PythonStack {
     pub frames: [PythonFrame; MAX_PYTHON_FRAMES],
 }
 
+/// Bytes of a pool of small objects, and what its address is a multiple of (3.10 on, where taking one is a function).
+pub const POOL_BYTES: u64 = 16 << 10;
+
+/// A pool that pymalloc took into use: the latest time at this address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpenedPool {
+    /// The stack that asked for its first block.
+    pub stack: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub born_ns: u64,
+}
+
+const _: () = assert!(size_of::<OpenedPool>() == 16);
+
 /// Code that asks for memory on behalf of a domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

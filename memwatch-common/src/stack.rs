@@ -5,6 +5,9 @@ use crate::limits::MAX_FRAMES;
 /// The stack of an allocation that found no room in `STACKS`, or could not be read at all.
 pub const STACK_UNKNOWN: u64 = 0;
 
+/// No stack: what was in use before it was watched.
+pub const STACK_BEFORE: u64 = u64::MAX;
+
 /// The walk stopped because the frame limit was reached.
 pub const STACK_TRUNCATED: u32 = 1;
 /// The chain of frames broke: what lies below the last frame is not known.

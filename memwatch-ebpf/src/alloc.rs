@@ -9,6 +9,7 @@ use memwatch_common::{
     cookie::FLAG_GLIBC,
     hist,
     limits::{LIFETIME_BUCKETS, MAX_IN_FLIGHT, MAX_INNER, SIZE_BUCKETS},
+    python::{OpenedPool, POOL_BYTES},
     stack::STACK_UNKNOWN,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     arch::Registers,
     atomic,
     bound::mask,
-    maps::{self, LIVE, count},
+    maps::{self, LIVE, POOLS, count},
     python,
     slot::{self, InFlight, OLD_FREED, OLD_NONE, OLD_OUTER, OLD_TAKEN, Slot},
     unwind,
@@ -34,6 +35,7 @@ const REALLOCARRAY: u8 = Function::Reallocarray as u8;
 const MEMALIGN: u8 = Function::Memalign as u8;
 const POSIX_MEMALIGN: u8 = Function::PosixMemalign as u8;
 const PVALLOC: u8 = Function::Pvalloc as u8;
+const PYTHON_POOL: u8 = Function::PythonPool as u8;
 
 /// What the arguments ask for: bytes, the old block, where the result will stand.
 struct Request {
@@ -70,6 +72,7 @@ fn request(function: u8, registers: Registers<'_>) -> Request {
             request.bytes = c;
         }
         PVALLOC => request.bytes = a.wrapping_add(4095) & !4095,
+        PYTHON_POOL => request.bytes = 0,
         _ => {}
     }
     request
@@ -105,7 +108,9 @@ pub fn begin(
     registers: Registers<'_>,
 ) -> bool {
     let request = request(cookie.function(), registers);
-    let in_bounds = request.bytes >= config.min_bytes && request.bytes <= config.max_bytes;
+    // A pool is no block: bounds are for blocks.
+    let in_bounds = cookie.function() == PYTHON_POOL
+        || (request.bytes >= config.min_bytes && request.bytes <= config.max_bytes);
     let Some(slot) = slot::current() else { return false };
     let sp = registers.stack();
     if !in_bounds && request.old_address == 0 {
@@ -221,6 +226,13 @@ pub fn finish(
     if call.instance != state.instance {
         return;
     }
+    if cookie.function() == PYTHON_POOL {
+        pool_opened(state.instance, call.stack, registers.result());
+        if index == 0 {
+            forget_inner(slot);
+        }
+        return;
+    }
     let Some(address) = result(cookie.function(), call, registers) else {
         return;
     };
@@ -231,6 +243,28 @@ pub fn finish(
     }
     if index == 0 {
         forget_inner(slot);
+    }
+}
+
+/// A pool is in use from here on. The block need not be its first: a pool that had blocks of the same size before is
+/// used as it was left.
+#[inline(always)]
+fn pool_opened(instance: u32, stack: u64, block: u64) {
+    if block == 0 {
+        return;
+    }
+    let key = LiveKey {
+        address: block & !(POOL_BYTES - 1),
+        instance,
+        reserved: 0,
+    };
+    let pool = OpenedPool {
+        stack,
+        // SAFETY: no arguments.
+        born_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    if POOLS.insert(&key, &pool, u64::from(BPF_ANY)).is_err() {
+        count(Counter::PoolsFull);
     }
 }
 

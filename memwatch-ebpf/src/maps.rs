@@ -10,7 +10,7 @@ use memwatch_common::{
     Stack,
     counter::COUNTERS,
     limits,
-    python::{PythonProcess, PythonStack},
+    python::{OpenedPool, PythonProcess, PythonStack},
     unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
 };
 
@@ -73,6 +73,11 @@ pub static PYTHON_AT: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT a
 #[map]
 pub static PYTHON_STACKS: HashMap<u64, PythonStack> =
     HashMap::with_max_entries(limits::DEFAULT_STACKS, BPF_F_NO_PREALLOC);
+
+/// Who took each of pymalloc's pools into use, by its address. How much of it is in use stands in the pool itself.
+#[map]
+pub static POOLS: HashMap<LiveKey, OpenedPool> =
+    HashMap::with_max_entries(limits::PYTHON_POOLS, BPF_F_NO_PREALLOC);
 
 /// Stacks that are in `STACKS`, by the high bits of their hash: saves looking there.
 #[map]

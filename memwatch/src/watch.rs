@@ -36,13 +36,14 @@ use crate::{
     symbolize::{Symbolizer, names::StackNames},
     target::{ProcRoot, describe::Describer, modules::ProcessModules, rss::SelfUsage},
     unwind::publish::Publisher,
-    watch::pythons::Pythons,
+    watch::{pools::Pools, pythons::Pythons},
 };
 
 pub mod clock;
 pub mod command;
 pub mod neighbours;
 pub mod overhead;
+pub mod pools;
 pub mod pythons;
 pub mod start;
 
@@ -61,6 +62,7 @@ pub struct Watch {
     symbolizer: Symbolizer<KernelStacks>,
     publisher: Publisher,
     pythons: Pythons,
+    pools: Pools,
     describer: Describer,
     proc: ProcRoot,
     /// Watched and alive: pid to instance.
@@ -233,6 +235,12 @@ impl Watch {
                 interpreter,
                 memory,
             } => {
+                if let Some(why) = self.pools.add(instance, &interpreter, &memory) {
+                    self.notice(
+                        format!("small Python objects are not shown: {why}"),
+                        Effect::Stacks,
+                    );
+                }
                 self.symbolizer.python().add(instance, interpreter.into(), memory);
                 for domain in pythons::DOMAINS {
                     if !self.meta.domains.contains(&domain) {
@@ -255,6 +263,7 @@ impl Watch {
         };
         if let Ok(memory) = self.pythons.forked(event.pid, event.instance, &interpreter) {
             self.symbolizer.python().add(event.instance, interpreter, memory);
+            self.pools.forked(event.instance, parent);
         }
     }
 
@@ -294,7 +303,7 @@ impl Watch {
         let at_ns = clock::monotonic_ns();
         self.react()?;
         let scan = self.scan_now(query, now);
-        let sample = self
+        let mut sample = self
             .collector
             .collect(&self.kernel, self.tick, kernel_tick, at_ns, scan)?;
         if scan.is_some() {
@@ -307,7 +316,10 @@ impl Watch {
         for outcome in self.pythons.look_again() {
             self.python(outcome);
         }
-        for (key, _) in &sample.sites {
+        self.pools
+            .collect(self.symbolizer.python(), &mut sample, older_than_ns(query))?;
+        let changed = sample.sites.iter().map(|(key, _)| key);
+        for key in changed.chain(sample.pools.iter().map(|pools| &pools.key)) {
             self.symbolizer.read_python(key.instance, key.stack);
         }
         self.model.apply(sample);
@@ -329,12 +341,11 @@ impl Watch {
 
     /// Going through all live blocks costs what exists, so it is done as often as it stays below one part in ten.
     fn scan_now(&self, query: &Query, now: Instant) -> Option<u64> {
-        let older_than_ns = query.older_than.map_or(0, |age| age.as_nanos() as u64);
         let due = match self.scanned {
             Some((at, took)) => now.duration_since(at) >= took * 10,
             None => true,
         };
-        (due || query.older_than.is_some()).then_some(older_than_ns)
+        (due || query.older_than.is_some()).then_some(older_than_ns(query))
     }
 
     fn spare_neighbours(&mut self, foreign: u64, elapsed: f64) -> Result<()> {
@@ -377,6 +388,7 @@ impl Watch {
             self.dead.iter().partition(|instance| needed.contains(instance));
         if !gone.is_empty() {
             collector::purge_live(&self.kernel, &gone)?;
+            self.pools.forget(&gone);
             self.dead = kept;
         }
         let forgotten = self.model.forget();
@@ -497,6 +509,10 @@ impl Watch {
     pub fn stop(&mut self) -> Result<()> {
         self.kernel.set_gate(false)
     }
+}
+
+fn older_than_ns(query: &Query) -> u64 {
+    query.older_than.map_or(0, |age| age.as_nanos() as u64)
 }
 
 fn facts(process: Process) -> ProcessFacts {

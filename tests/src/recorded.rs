@@ -249,6 +249,7 @@ fn sample(places: &[Place], tick: u64) -> Sample {
         at_ns,
         tick,
         sites: sites.collect(),
+        pools: Vec::new(),
         events: Vec::new(),
         processes: vec![(PID, ProcessState::new(INSTANCE, 0))],
         counters: [0; COUNTERS],

@@ -72,8 +72,8 @@ fn python_stack(row: &Row) -> String {
 
 fn by_python_stack(report: &Report) -> HashMap<String, Held> {
     let mut sums: HashMap<String, Held> = HashMap::new();
-    // Without the arenas that CPython maps: what is in them is counted, or not meant.
-    let blocks = |row: &&Row| row.domain.as_deref() != Some("mmap");
+    // Without the arenas that CPython maps: what is in them is counted, or not meant. Nor are small objects.
+    let blocks = |row: &&Row| row.domain.as_deref() != Some("mmap") && row.estimated_bytes == 0;
     for row in report.rows.iter().filter(blocks) {
         let sum = sums.entry(python_stack(row)).or_default();
         sum.0 += row.inuse_bytes;
@@ -141,8 +141,8 @@ fn stacks_of_the_systems_own() {
 }
 
 /// What tracemalloc says of each line.
-fn traced_lines(python: &Path) -> HashMap<u32, Held> {
-    let mut traced = start(python, "py_lines.py", &["trace"]);
+fn traced_lines(python: &Path, program: &str) -> HashMap<u32, Held> {
+    let mut traced = start(python, program, &["trace"]);
     let answer = traced.values().pop().expect("one truth");
     let lines = answer["lines"].as_object().expect("lines");
     lines
@@ -151,23 +151,30 @@ fn traced_lines(python: &Path) -> HashMap<u32, Held> {
         .collect()
 }
 
-/// What memwatch says of each line of the program.
-fn watched_lines(python: &Path, options: &[&str]) -> HashMap<u32, Held> {
-    let mut target = start(python, "py_lines.py", &["no"]);
+/// The rows of `program` once it has done its work.
+fn watched(python: &Path, program: &str, options: &[&str]) -> Report {
+    let mut target = start(python, program, &["no"]);
     let mut watch = Memwatch::of(&target, options);
     let answer = target.values().pop().expect("one truth");
     let report = watch.report_after(time_of(&answer));
     assert_nothing_lost(&report);
+    report
+}
+
+/// The line of the program that a row belongs to.
+fn line_of(row: &Row, program: &str) -> Option<u32> {
+    let innermost = row.frames.iter().find(|frame| frame.kind == FrameKind::Python)?;
+    let ours = innermost.file.as_deref()?.ends_with(program);
+    innermost.line.filter(|_| ours)
+}
+
+/// What memwatch says of each line of the program.
+fn watched_lines(python: &Path, options: &[&str]) -> HashMap<u32, Held> {
+    let program = "py_lines.py";
+    let report = watched(python, program, options);
     let mut lines: HashMap<u32, Held> = HashMap::new();
     for row in &report.rows {
-        let innermost = row.frames.iter().find(|frame| frame.kind == FrameKind::Python);
-        let ours = innermost.filter(|frame| {
-            frame
-                .file
-                .as_deref()
-                .is_some_and(|file| file.ends_with("py_lines.py"))
-        });
-        if let Some(line) = ours.and_then(|frame| frame.line) {
+        if let Some(line) = line_of(row, program) {
             let sum = lines.entry(line).or_default();
             sum.0 += row.inuse_bytes;
             sum.1 += row.inuse_objects;
@@ -181,7 +188,7 @@ fn lines(python: Result<PathBuf, String>) {
     const LEAST: u64 = 100_000;
     need!(can_watch());
     let python = need!(python);
-    let traced = traced_lines(&python);
+    let traced = traced_lines(&python, "py_lines.py");
     let watched = watched_lines(&python, &["--python", "exact"]);
     let large: Vec<(&u32, &Held)> = traced.iter().filter(|(_, held)| held.0 > LEAST).collect();
     assert!(large.len() >= 5, "{traced:?}");
@@ -219,6 +226,121 @@ fn inlined_builds_say_that_small_objects_are_not_seen() {
         .iter()
         .any(|note| note.symbol == "PyObject_Malloc" && note.reason.contains("put into its callers"));
     assert!(told, "{:?}", report.health.probes.skipped);
+}
+
+/// A line's blocks that were counted, and small objects as they are estimated.
+#[derive(Debug, Default)]
+struct Line {
+    exact: u64,
+    estimated: u64,
+    low: u64,
+    high: u64,
+}
+
+/// Small objects by their pools: lines over 20 MB hold what tracemalloc says within 5 %, lines over 1 MB within 15 %, and
+/// the truth lies in the interval given. Lines with large blocks are exact all the same.
+fn pools(python: Result<PathBuf, String>) {
+    const LEAST: u64 = 1 << 20;
+    const MUCH: u64 = 20 << 20;
+    need!(can_watch());
+    let python = need!(python);
+    let program = "py_small.py";
+    let traced = traced_lines(&python, program);
+    let report = watched(&python, program, &["--python", "pools"]);
+    assert_eq!(report.options.estimated, ["python.object"]);
+    let mut lines: HashMap<u32, Line> = HashMap::new();
+    for row in &report.rows {
+        let Some(line) = line_of(row, program).filter(|_| row.domain.as_deref() != Some("mmap")) else {
+            continue;
+        };
+        let line = lines.entry(line).or_default();
+        line.exact += row.inuse_bytes - row.estimated_bytes;
+        line.estimated += row.estimated_bytes;
+        line.low += row.inuse_low_bytes.unwrap_or(row.inuse_bytes);
+        line.high += row.inuse_high_bytes.unwrap_or(row.inuse_bytes);
+    }
+    let (mut small, mut much) = (0, 0);
+    for (number, (right, _)) in traced.iter().filter(|(_, held)| held.0 > LEAST) {
+        let line = lines
+            .get(number)
+            .unwrap_or_else(|| panic!("line {number} is not there: {lines:?}"));
+        let seen = line.exact + line.estimated;
+        let percent = match (line.estimated > 0, *right > MUCH) {
+            (false, _) => 1,
+            (true, true) => 5,
+            (true, false) => 15,
+        };
+        small += u32::from(percent == 15);
+        much += u32::from(percent == 5);
+        println!("line {number}: tracemalloc {right}, memwatch {line:?}");
+        assert!(
+            seen.abs_diff(*right) * 100 <= right * percent,
+            "line {number}: tracemalloc says {right}, memwatch {line:?}"
+        );
+        assert!(
+            (line.low..=line.high).contains(right),
+            "line {number}: {right} is not in {line:?}"
+        );
+    }
+    assert!(small >= 3 && much >= 1, "{traced:?}");
+}
+
+for_each_version! { pools:
+    pools_3_10 = "3.10";
+    pools_3_11 = "3.11";
+    pools_3_12 = "3.12";
+    pools_3_13 = "3.13";
+}
+
+#[test]
+fn pools_of_the_systems_own() {
+    pools(of_the_system());
+}
+
+/// What was there before is shown as that, and with the rest it is what the interpreter counts.
+fn all_pools(python: Result<PathBuf, String>) {
+    need!(can_watch());
+    let python = need!(python);
+    let mut target = start(&python, "py_small.py", &["no"]);
+    let mut watch = Memwatch::of(&target, &[]);
+    let answer = target.values().pop().expect("one truth");
+    let report = watch.report_after(time_of(&answer));
+    let blocks = answer["blocks"].as_u64().expect("blocks");
+    let seen: u64 = report
+        .rows
+        .iter()
+        .filter(|row| row.estimated_bytes > 0)
+        .map(|row| row.inuse_objects)
+        .sum();
+    let before = |row: &&Row| row.key == "[in use before it was watched]";
+    assert_eq!(report.rows.iter().filter(before).count(), 1);
+    // Large ones are in the interpreter's count too; it makes a few more to tell us.
+    assert!(seen.abs_diff(blocks) * 100 <= blocks, "{seen} of {blocks}");
+}
+
+for_each_version! { all_pools:
+    all_pools_3_10 = "3.10";
+    all_pools_3_13 = "3.13";
+}
+
+#[test]
+fn all_pools_of_the_systems_own() {
+    all_pools(of_the_system());
+}
+
+/// Where pools cannot be watched the report says so, and the rest is as ever.
+#[test]
+fn versions_without_the_function_that_opens_pools_say_so() {
+    need!(can_watch());
+    let python = need!(pyenv("3.9"));
+    let report = watched(&python, "py_lines.py", &[]);
+    assert!(report.options.estimated.is_empty());
+    let told = |reason: &String| reason.starts_with("small Python objects are not shown");
+    assert!(
+        report.health.reasons.iter().any(told),
+        "{:?}",
+        report.health.reasons
+    );
 }
 
 /// Without Python's lines where the user wants none.

@@ -430,7 +430,7 @@ pub struct OutputArgs {
 /// Options of the contract that this version knows by name, to give a better answer than "unexpected argument".
 #[derive(Clone, Debug, Default, Args)]
 pub struct OtherVersionArgs {
-    /// Python: `exact`, each block; `off`, as any other program [default: what CPython asks libc for]
+    /// Python: `pools`, small objects as estimates; `exact`, each block; `off`, as any other program [default: pools]
     #[arg(
         long,
         value_name = "MODE",

@@ -38,8 +38,9 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 19] = [
+const ALL_MAPS: [&str; 20] = [
     "LIVE",
+    "POOLS",
     "SITES",
     "STACKS",
     "PROCESSES",
@@ -139,6 +140,7 @@ impl Collector {
             at_ns,
             tick,
             sites,
+            pools: Vec::new(),
             events: std::mem::take(&mut self.events),
             counters,
             live,
@@ -279,28 +281,32 @@ fn live(kernel: &KernelSide, at_ns: u64, older_than_ns: u64) -> Result<LiveScan>
             domain: value.domain,
             stack: value.stack,
         };
-        sites.entry(site).or_default().add(value, at_ns, older_than_ns);
+        sites
+            .entry(site)
+            .or_default()
+            .add(value.born_ns, 1, value.bytes, at_ns, older_than_ns);
     })
     .context("cannot read the live blocks")?;
     Ok(LiveScan { at_ns, sites })
 }
 
 impl SiteAges {
-    fn add(&mut self, value: &LiveValue, at_ns: u64, older_than_ns: u64) {
-        let age_ns = at_ns.saturating_sub(value.born_ns);
+    /// Blocks born at one time.
+    pub(crate) fn add(&mut self, born_ns: u64, objects: u64, bytes: u64, at_ns: u64, older_than_ns: u64) {
+        let age_ns = at_ns.saturating_sub(born_ns);
         let age = age_ns as f64 / 1e9;
         let bucket = AGE_EDGES_SECONDS
             .iter()
             .position(|edge| age < *edge)
             .unwrap_or(AGE_EDGES_SECONDS.len());
-        self.objects[bucket] += 1;
-        self.bytes[bucket] += value.bytes;
-        if self.oldest_born_ns == 0 || value.born_ns < self.oldest_born_ns {
-            self.oldest_born_ns = value.born_ns;
+        self.objects[bucket] += objects;
+        self.bytes[bucket] += bytes;
+        if self.oldest_born_ns == 0 || born_ns < self.oldest_born_ns {
+            self.oldest_born_ns = born_ns;
         }
         if age_ns >= older_than_ns {
-            self.old_bytes += value.bytes;
-            self.old_objects += 1;
+            self.old_bytes += bytes;
+            self.old_objects += objects;
         }
     }
 }
@@ -340,13 +346,9 @@ mod tests {
         let mut ages = SiteAges::default();
         let now = 100_000_000_000_000;
         for (age_s, bucket) in [(0.5, 0), (1.0, 1), (9.9, 1), (59.0, 2), (90_000.0, 8)] {
-            let value = LiveValue {
-                bytes: 10,
-                born_ns: now - (age_s * 1e9) as u64,
-                ..LiveValue::ZERO
-            };
+            let born_ns = now - (age_s * 1e9) as u64;
             let before = ages.objects[bucket];
-            ages.add(&value, now, 10_000_000_000);
+            ages.add(born_ns, 1, 10, now, 10_000_000_000);
             assert_eq!(ages.objects[bucket], before + 1, "{age_s}");
             assert_eq!(ages.bytes[bucket], ages.objects[bucket] * 10, "{age_s}");
         }

@@ -16,6 +16,8 @@ pub struct Sample {
     pub tick: u64,
     /// Sites that changed since the sample before, with their totals since recording began.
     pub sites: Vec<(SiteKey, SiteTotals)>,
+    /// Small Python objects by the stacks that opened their pools, as far as they changed.
+    pub pools: Vec<PoolTotals>,
     /// In the order in which the kernel side sent them.
     pub events: Vec<Event>,
     /// Every watched process that has not ended, by pid.
@@ -27,6 +29,15 @@ pub struct Sample {
     /// Used and most entries of each map.
     pub limits: BTreeMap<String, Limit>,
     pub kernel_map_bytes: Option<u64>,
+}
+
+/// What is in the pools that one stack opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolTotals {
+    pub key: SiteKey,
+    pub totals: SiteTotals,
+    /// Pools in use.
+    pub pools: u64,
 }
 
 /// One pass over `LIVE`.

@@ -88,7 +88,8 @@ impl Rows<'_> {
         let allocated = if self.allocated { " allocated" } else { "" };
         let blocks = if numbers.objects == 1 { "block" } else { "blocks" };
         let head = format!(
-            "{}{allocated} in {} {blocks}",
+            "{}{}{allocated} in {} {blocks}",
+            about(row),
             self.options.bytes.size(numbers.bytes),
             numbers.objects
         );
@@ -145,7 +146,7 @@ impl Rows<'_> {
         let style = self.options.style;
         let numbers = self.numbers(row);
         let label = if self.allocated { "allocated" } else { "size" };
-        let size = format!("{label}={}", self.options.bytes.size(numbers.bytes));
+        let size = format!("{label}={}{}", about(row), self.options.bytes.size(numbers.bytes));
         let _ = write!(
             out,
             "{}: {}",
@@ -175,6 +176,10 @@ impl Rows<'_> {
     /// What the rows are sorted or chosen by, when the other numbers do not tell.
     fn write_extras(&self, out: &mut String, row: &Row, separator: &str) {
         let asked = &self.report.options;
+        if let (Some(low), Some(high), false) = (row.inuse_low_bytes, row.inuse_high_bytes, self.allocated) {
+            let (low, high) = (self.options.bytes.size(low), self.options.bytes.size(high));
+            let _ = write!(out, "{separator}between {low} and {high}");
+        }
         if asked.sort == SortBy::Growth.name()
             && let Some(growth) = row.growth_bytes_per_second
         {
@@ -212,6 +217,11 @@ impl Rows<'_> {
         };
         let _ = writeln!(out, "{}", style.paint(Role::Aside, line));
     }
+}
+
+/// What stands before a size that is not exact.
+const fn about(row: &Row) -> &'static str {
+    if row.estimated_bytes > 0 { "~" } else { "" }
 }
 
 /// `pid 1234 python3`, and what became of it.

@@ -75,7 +75,7 @@ pub fn report_by_site(
         tick: model.tick(),
         host: meta.host.clone(),
         version: meta.version.clone(),
-        options: options(query, meta),
+        options: options(model, query, meta),
         health: health(
             model.counters(),
             model.undecoded(),
@@ -92,7 +92,9 @@ pub fn report_by_site(
     Ok((report, sites))
 }
 
-fn options(query: &Query, meta: &Meta) -> Options {
+fn options(model: &Model, query: &Query, meta: &Meta) -> Options {
+    let pooled = model.sites().any(|(id, _)| id.pooled);
+    let estimated = (pooled && query.wants(Domain::PythonObject)).then_some(Domain::PythonObject);
     let domains = meta.domains.iter().filter(|domain| query.wants(**domain));
     Options {
         group_by: query.group_by.name().to_owned(),
@@ -106,6 +108,7 @@ fn options(query: &Query, meta: &Meta) -> Options {
         include: query.include.clone(),
         exclude: query.exclude.clone(),
         domains: domains.map(|domain| domain.name().to_owned()).collect(),
+        estimated: estimated.iter().map(|domain| domain.name().to_owned()).collect(),
         follow: meta.follow,
         max_depth: meta.max_depth,
         limit: query.limit as u64,

@@ -85,6 +85,8 @@ pub struct SiteId {
     pub stack: u64,
     /// Only for [`Domain::Mmap`].
     pub mapping: Option<MappingKind>,
+    /// Known by pymalloc's pools, not block by block: an estimate.
+    pub pooled: bool,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use memwatch_common::hist::{lifetime_bucket_below_seconds, size_bucket_below};
 use memwatch_common::limits::{LIFETIME_BUCKETS, SIZE_BUCKETS};
 
 use super::counts::{Counts, SiteId, add_delta};
+use super::estimate::Estimate;
 use super::filter::{BadGlob, Filter};
 use super::keys::{self, GroupKey};
 use super::query::{GroupBy, Query, SortBy, View};
@@ -47,6 +48,7 @@ pub(super) struct Numbers {
     pub growth: Option<f64>,
     /// Birth of the oldest live block, 0 when not known.
     pub oldest_born_ns: u64,
+    pub estimate: Estimate,
 }
 
 impl Numbers {
@@ -61,6 +63,7 @@ impl Numbers {
             *self.growth.get_or_insert(0.0) += growth;
         }
         self.oldest_born_ns = older(self.oldest_born_ns, other.oldest_born_ns);
+        self.estimate.add(&other.estimate);
     }
 
     /// Whether there is anything to show under this query. Against a baseline, what is gone is news too.
@@ -183,6 +186,11 @@ fn candidates<'a>(
                 delta,
                 growth: model.growth(site),
                 oldest_born_ns: ages.map_or(0, |ages| ages.oldest_born_ns),
+                estimate: if id.pooled {
+                    Estimate::of(inuse_bytes, inuse_objects, site.pools)
+                } else {
+                    Estimate::default()
+                },
             };
             Candidate {
                 id: *id,
@@ -259,7 +267,7 @@ fn keys_of(
         }
         GroupBy::Line | GroupBy::File | GroupBy::Function | GroupBy::Module => {
             let stack = names.stack(id.instance, id.stack);
-            let names = keys::names(query.group_by, id.domain, &stack.frames, query.cumulative);
+            let names = keys::names(query.group_by, &id, &stack.frames, query.cumulative);
             return names
                 .into_iter()
                 .map(|name| (GroupKey::Name(name), candidate.numbers))
@@ -399,6 +407,7 @@ fn row(
         .collect();
     let oldest =
         (numbers.oldest_born_ns > 0).then(|| now_ns.saturating_sub(numbers.oldest_born_ns) as f64 / 1e9);
+    let interval = numbers.estimate.interval(numbers.inuse_bytes);
     Row {
         key: group.key.text(&stack.frames, model.processes()),
         pid: sums
@@ -408,6 +417,9 @@ fn row(
         domain: sums.domain.get().map(str::to_owned),
         inuse_bytes: numbers.inuse_bytes,
         inuse_objects: numbers.inuse_objects,
+        estimated_bytes: numbers.estimate.bytes,
+        inuse_low_bytes: interval.map(|(low, _)| low),
+        inuse_high_bytes: interval.map(|(_, high)| high),
         alloc_bytes: numbers.total.alloc_bytes,
         alloc_objects: numbers.total.alloc_objects,
         freed_bytes: numbers.total.freed_bytes,

@@ -8,7 +8,7 @@ use super::super::processes::ProcessFacts;
 use super::super::report::{Container, FrameKind};
 use super::super::testing::{SECOND, blocks, key, sample};
 use super::*;
-use crate::collect::sample::{LiveScan, Sample};
+use crate::collect::sample::{LiveScan, PoolTotals, Sample};
 use crate::symbolize::names::{NamedStack, StackTable};
 
 const NOW: u64 = 110 * SECOND;
@@ -532,5 +532,44 @@ fn sizes_have_no_ages() {
     assert_eq!(
         rows.iter().map(|row| row.inuse_bytes).sum::<u64>(),
         5760 + 2000 + 100 + 8 + 4096
+    );
+}
+
+#[test]
+fn what_is_in_pools_is_an_estimate_and_has_an_interval() {
+    let place = key(1, Domain::PythonObject, 30);
+    let small = PoolTotals {
+        key: place,
+        totals: blocks(64, 1000, 0),
+        pools: 4,
+    };
+    let mut model = Model::new();
+    model.apply(Sample {
+        pools: vec![small],
+        ..sample(0).site(place, blocks(5000, 10, 0))
+    });
+    let by = |group_by| Query {
+        group_by,
+        ..Query::default()
+    };
+    let (rows, _) = rows(&model, &by(GroupBy::Traceback), &mut names(), None, NOW).unwrap();
+    let numbers = |row: &Row| {
+        (
+            row.inuse_bytes,
+            row.estimated_bytes,
+            row.inuse_low_bytes,
+            row.inuse_high_bytes,
+        )
+    };
+    assert_eq!(
+        numbers(&rows[0]),
+        (64_000, 64_000, Some(0), Some(64_000 + 5 * 16_384))
+    );
+    assert_eq!(numbers(&rows[1]), (50_000, 0, None, None));
+    let (lines, _) = super::rows(&model, &by(GroupBy::Line), &mut names(), None, NOW).unwrap();
+    assert_eq!(lines.len(), 1);
+    assert_eq!(
+        numbers(&lines[0]),
+        (114_000, 64_000, Some(50_000), Some(114_000 + 5 * 16_384))
     );
 }

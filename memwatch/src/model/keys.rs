@@ -2,6 +2,7 @@
 
 use memwatch_common::Domain;
 use memwatch_common::hist::size_bucket_below;
+use memwatch_common::stack::STACK_BEFORE;
 
 use super::counts::SiteId;
 use super::label;
@@ -41,7 +42,7 @@ impl GroupKey {
 
 fn stack_text(site: &SiteId, frames: &[Frame]) -> String {
     let Some(owner) = owner(site.domain, frames) else {
-        return label::UNKNOWN_STACK.to_owned();
+        return no_stack(site.stack).to_owned();
     };
     let labels: Vec<String> = frames[owner..]
         .iter()
@@ -49,6 +50,13 @@ fn stack_text(site: &SiteId, frames: &[Frame]) -> String {
         .map(label::frame)
         .collect();
     labels.join(";")
+}
+
+const fn no_stack(stack: u64) -> &'static str {
+    match stack {
+        STACK_BEFORE => label::BEFORE,
+        _ => label::UNKNOWN_STACK,
+    }
 }
 
 fn process_text(number: u32, instance: Option<&Instance>) -> String {
@@ -80,15 +88,15 @@ pub fn owner(domain: Domain, frames: &[Frame]) -> Option<usize> {
 }
 
 /// The names under which a stack counts; more than one only when `cumulative`.
-pub fn names(group_by: GroupBy, domain: Domain, frames: &[Frame], cumulative: bool) -> Vec<String> {
+pub fn names(group_by: GroupBy, site: &SiteId, frames: &[Frame], cumulative: bool) -> Vec<String> {
     let name = match group_by {
         GroupBy::Line => label::line,
         GroupBy::File => label::file,
         GroupBy::Module => label::module,
         _ => label::frame,
     };
-    let Some(owner) = owner(domain, frames) else {
-        return vec![label::UNKNOWN_STACK.to_owned()];
+    let Some(owner) = owner(site.domain, frames) else {
+        return vec![no_stack(site.stack).to_owned()];
     };
     if !cumulative {
         return vec![name(&frames[owner])];
@@ -114,6 +122,16 @@ mod tests {
         }
     }
 
+    fn site(domain: Domain) -> SiteId {
+        SiteId {
+            instance: 1,
+            domain,
+            stack: 5,
+            mapping: None,
+            pooled: false,
+        }
+    }
+
     fn recursive() -> Vec<Frame> {
         vec![
             frame("malloc", "malloc.c", 9, "/lib/libc.so"),
@@ -127,7 +145,7 @@ mod tests {
     #[test]
     fn a_block_belongs_to_one_place() {
         let frames = recursive();
-        let one = |group_by| names(group_by, Domain::Native, &frames, false);
+        let one = |group_by| names(group_by, &site(Domain::Native), &frames, false);
         assert_eq!(one(GroupBy::Line), ["tree.c:5"]);
         assert_eq!(one(GroupBy::File), ["tree.c"]);
         assert_eq!(one(GroupBy::Function), ["walk"]);
@@ -137,7 +155,7 @@ mod tests {
     #[test]
     fn cumulative_counts_each_place_of_a_stack_once() {
         let frames = recursive();
-        let all = |group_by| names(group_by, Domain::Native, &frames, true);
+        let all = |group_by| names(group_by, &site(Domain::Native), &frames, true);
         assert_eq!(
             all(GroupBy::Line),
             ["main.c:3", "malloc.c:9", "tree.c:5", "tree.c:7"]
@@ -154,27 +172,33 @@ mod tests {
         };
         let frames = [frame("PyList_New", "listobject.c", 1, "libpython.so"), python];
         assert_eq!(
-            names(GroupBy::Line, Domain::PythonObject, &frames, false),
+            names(GroupBy::Line, &site(Domain::PythonObject), &frames, false),
             ["cache.py:88"]
         );
         assert_eq!(
-            names(GroupBy::Line, Domain::Native, &frames, false),
+            names(GroupBy::Line, &site(Domain::Native), &frames, false),
             ["listobject.c:1"]
         );
     }
 
     #[test]
     fn a_stack_is_called_by_its_innermost_frames_from_the_owner_on() {
-        let site = SiteId {
-            instance: 1,
-            domain: Domain::Native,
-            stack: 5,
-            mapping: None,
-        };
-        let key = GroupKey::Site(site);
+        let key = GroupKey::Site(site(Domain::Native));
         let processes = Processes::default();
         assert_eq!(key.text(&recursive(), &processes), "walk;walk;walk;main");
         assert_eq!(key.text(&[], &processes), "[unknown stack]");
+        let before = SiteId {
+            stack: STACK_BEFORE,
+            ..site(Domain::PythonObject)
+        };
+        assert_eq!(
+            GroupKey::Site(before).text(&[], &processes),
+            "[in use before it was watched]"
+        );
+        assert_eq!(
+            names(GroupBy::Line, &before, &[], false),
+            ["[in use before it was watched]"]
+        );
         let deep: Vec<Frame> = (0..20).map(|n| frame(&format!("f{n}"), "f.c", n, "f")).collect();
         assert_eq!(key.text(&deep, &processes), "f0;f1;f2;f3;f4");
     }

@@ -5,6 +5,9 @@ use super::report::Frame;
 /// What a stack without frames is called.
 pub const UNKNOWN_STACK: &str = "[unknown stack]";
 
+/// What was in use before it was watched.
+pub const BEFORE: &str = "[in use before it was watched]";
+
 /// The last part of a path; the whole where there is no such part.
 pub fn base_name(path: &str) -> &str {
     path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)

@@ -2,6 +2,7 @@
 
 pub mod assemble;
 pub mod counts;
+mod estimate;
 pub mod filter;
 pub mod findings;
 pub mod group;

@@ -33,6 +33,7 @@ pub(super) fn by_size(totals: &SiteTotals, numbers: &Numbers) -> Vec<(usize, Num
     for (place, (_, share)) in shares.iter_mut().enumerate() {
         share.inuse_bytes = inuse_bytes[place];
         share.inuse_objects = inuse_objects[place];
+        share.estimate = numbers.estimate.part(inuse_bytes[place], inuse_objects[place]);
         share.total.alloc_bytes = alloc_bytes[place];
         share.total.alloc_objects = objects[place];
         share.total.freed_bytes = freed_bytes[place];

@@ -11,7 +11,7 @@ use super::growth::{Clock, History, Window};
 use super::mappings::{MappingSet, Untracked};
 use super::processes::{MAX_ENDED, ProcessFacts, Processes};
 use super::report::{Delta, Limit};
-use crate::collect::sample::{LiveScan, Sample, SiteAges};
+use crate::collect::sample::{LiveScan, PoolTotals, Sample, SiteAges};
 
 pub mod replay;
 
@@ -23,6 +23,8 @@ pub struct Site {
     before: Counts,
     changed_in: u64,
     history: History,
+    /// Pools of small Python objects that hold this, as far as that is known.
+    pub pools: u64,
 }
 
 /// The counts of all sites at one time, to compare with.
@@ -108,6 +110,9 @@ impl Model {
                 None => self.undecoded += 1,
             }
         }
+        for pool in &sample.pools {
+            self.update_pools(pool);
+        }
         self.update_mappings();
         self.let_go_of_replaced(&sample.events);
         self.counters = sample.counters;
@@ -163,6 +168,15 @@ impl Model {
         }
     }
 
+    fn update_pools(&mut self, pools: &PoolTotals) {
+        let Some(id) = site_id(&pools.key) else { return };
+        let id = SiteId { pooled: true, ..id };
+        self.update(id, &pools.totals);
+        if let Some(site) = self.sites.get_mut(&id) {
+            site.pools = pools.pools;
+        }
+    }
+
     fn update_mappings(&mut self) {
         let mut changes = Vec::new();
         for (instance, set) in &mut self.mappings {
@@ -174,6 +188,7 @@ impl Model {
                         domain,
                         stack,
                         mapping: Some(mapping),
+                        pooled: false,
                     },
                     totals,
                 ));
@@ -216,6 +231,7 @@ impl Model {
             before: Counts::default(),
             changed_in: self.samples,
             history: History::default(),
+            pools: 0,
         });
         let (before, now) = (Counts::from(&site.totals), Counts::from(totals));
         // The kernel side does not know that exec freed the rest.
@@ -316,6 +332,7 @@ impl Model {
                         domain,
                         stack,
                         mapping: Some(mapping),
+                        pooled: false,
                     },
                     ages,
                 );
@@ -379,6 +396,7 @@ pub fn site_id(key: &SiteKey) -> Option<SiteId> {
         domain,
         stack: key.stack,
         mapping: None,
+        pooled: false,
     })
 }
 

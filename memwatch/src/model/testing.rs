@@ -14,6 +14,7 @@ pub fn sample(tick: u64) -> Sample {
         at_ns: (100 + tick) * SECOND,
         tick,
         sites: Vec::new(),
+        pools: Vec::new(),
         events: Vec::new(),
         processes: Vec::new(),
         counters: [0; COUNTERS],

@@ -81,11 +81,12 @@ impl Attacher {
         let mut attached = Attached::default();
         for module in &modules.modules {
             let Some(plan) = self.plan(module) else { continue };
-            if !plan.is_allocator() {
+            if !plan.is_watched() {
                 attached.why_not = attached.why_not.or_else(|| reason(&plan));
                 continue;
             }
             match self.file(kernel, module, &plan, pid) {
+                Ok(_) if !plan.is_allocator() => {}
                 Ok(new) => {
                     attached.allocators += 1;
                     if new {
@@ -125,7 +126,7 @@ impl Attacher {
     pub fn library(&mut self, kernel: &KernelSide, path: &std::path::Path, pid: u32) -> Result<bool> {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let plan = plan_file(&bytes, &path.display().to_string(), &self.abilities)?;
-        if !plan.is_allocator() {
+        if !plan.is_watched() {
             return Ok(false);
         }
         let id = FileIds::default().look_up(path)?.id;

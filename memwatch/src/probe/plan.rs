@@ -21,6 +21,8 @@ pub struct Abilities {
     pub emulation: Emulation,
     /// CPython's own allocation functions are wanted too.
     pub python: bool,
+    /// Where CPython's blocks are not seen one by one, the pools that it takes into use are.
+    pub pools: bool,
 }
 
 impl Abilities {
@@ -31,6 +33,7 @@ impl Abilities {
             return_probes,
             emulation: Emulation { long_nops },
             python: false,
+            pools: false,
         }
     }
 }
@@ -89,7 +92,12 @@ pub struct ModulePlan {
 impl ModulePlan {
     /// The file hands out blocks.
     pub fn is_allocator(&self) -> bool {
-        self.points.iter().any(|point| point.function.has_return())
+        self.points.iter().any(|point| point.function.allocates())
+    }
+
+    /// The file hands out blocks or pools of them.
+    pub fn is_watched(&self) -> bool {
+        self.points.iter().any(|point| point.needs_return)
     }
 
     /// The functions without a probe, as reports show them.
@@ -150,11 +158,14 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
         }
     }
     inherit_needs(symbols, &forwards, &mut plan.points);
-    if !plan.points.is_empty() && !frees {
+    let blocks = !plan.points.is_empty();
+    plan.points
+        .extend(pool_point(symbols, bytes, &plan.module, *abilities));
+    if blocks && !frees {
         plan.notes
             .push("no function that frees: its blocks will look alive for ever".to_owned());
     }
-    if !plan.points.is_empty() && !allocates {
+    if blocks && !allocates {
         plan.notes
             .push("no function that allocates: what it frees must come from elsewhere".to_owned());
     }
@@ -237,6 +248,40 @@ fn place_all<'a>(
         }
     }
     candidates
+}
+
+/// Where CPython takes a pool for small objects into use. The interpreter itself is looked at later, when it is known
+/// which process runs it.
+fn pool_point(symbols: &ModuleSymbols, bytes: &[u8], module: &str, abilities: Abilities) -> Option<Point> {
+    let python = |function: &FoundFunction| chosen(function).family == Family::Python;
+    if !abilities.pools || !symbols.functions.iter().any(python) {
+        return None;
+    }
+    let file = PythonFile::parse(bytes, module)?.ok()?;
+    if abilities.python && !file.allocator.is_inlined() {
+        return None;
+    }
+    let address = file.allocator.new_pool?;
+    let code = Code {
+        bytes: symbols.code(bytes, address)?,
+        entry: address,
+        size: None,
+        limit: None,
+    };
+    let placement = placer::place(symbols.machine, &code, Function::PythonPool, abilities.emulation).ok()?;
+    Some(Point {
+        offset: symbols.code_offset(address)? + u64::from(placement.offset_from_entry),
+        address,
+        symbol: "allocate_from_new_pool",
+        aliases: Vec::new(),
+        function: Function::PythonPool,
+        domain: Domain::PythonObject,
+        flags: 0,
+        id: 0,
+        needs_return: true,
+        required: false,
+        placement,
+    })
 }
 
 const INLINED_PYTHON: &str =

@@ -19,6 +19,7 @@ pub mod lines;
 pub mod memory;
 pub mod merge;
 pub mod offsets;
+pub mod pool_sites;
 pub mod pymalloc;
 mod text;
 pub mod thread_state;

@@ -291,16 +291,33 @@ fn in_interpreters(offsets: &Offsets, runtime: u64, memory: &impl Memory) -> Opt
     Some(lists)
 }
 
+/// Whether a variable may be the pointer to the first description, by that alone: most are not, and there are many.
+fn leads_to_arena(variable: u64, geometry: Geometry, memory: &impl Memory) -> bool {
+    let description = memory
+        .u64(variable)
+        .and_then(|first| memory.read(first, ARENA))
+        .unwrap_or_default();
+    match u64_at(&description, 0) {
+        Some(0) => true,
+        Some(address) => Arena::read(address, &description, geometry).is_some(),
+        None => false,
+    }
+}
+
 fn in_variables(geometry: Geometry, variables: &[u64], memory: &impl Memory) -> Vec<ArenaList> {
     let mut lists = Vec::new();
-    for &first in variables {
-        for &count in variables {
+    let is_count = |variable: &u64| {
+        let count = memory.u32(*variable);
+        count.is_ok_and(|count| (1..=MOST_ARENAS).contains(&count))
+    };
+    let counts: Vec<u64> = variables.iter().copied().filter(is_count).collect();
+    let lead_to_arenas = variables
+        .iter()
+        .filter(|variable| leads_to_arena(**variable, geometry, memory));
+    for &first in lead_to_arenas {
+        for &count in &counts {
             let list = ArenaList { arenas: first, count };
-            let plausible = first != count
-                && memory
-                    .u32(count)
-                    .is_ok_and(|count| (1..=MOST_ARENAS).contains(&count));
-            if plausible && arenas(&list, geometry, memory).is_ok_and(|arenas| !arenas.is_empty()) {
+            if first != count && arenas(&list, geometry, memory).is_ok_and(|arenas| !arenas.is_empty()) {
                 lists.push(list);
             }
         }

@@ -70,8 +70,8 @@ struct Place {
 }
 
 impl Place {
-    fn group(&self) -> (u32, Domain, Option<MappingKind>) {
-        (self.instance, self.id.domain, self.id.mapping)
+    fn group(&self) -> (u32, Domain, Option<MappingKind>, bool) {
+        (self.instance, self.id.domain, self.id.mapping, self.id.pooled)
     }
 }
 

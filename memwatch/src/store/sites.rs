@@ -49,6 +49,9 @@ const fn mapping_number(mapping: Option<MappingKind>) -> u8 {
     }
 }
 
+/// In the place of a mapping's number: small Python objects, known by their pools.
+const POOLED: u8 = 4;
+
 /// Gaps between site numbers, then one for each of the four counts, then the histograms.
 const COLUMNS: usize = 9;
 const GAPS: usize = 0;
@@ -71,7 +74,11 @@ impl Sites {
             if self.add(id) {
                 put(out, u64::from(id.instance));
                 out.push(id.domain as u8);
-                out.push(mapping_number(id.mapping));
+                out.push(if id.pooled {
+                    POOLED
+                } else {
+                    mapping_number(id.mapping)
+                });
                 out.extend_from_slice(&id.stack.to_le_bytes());
             }
         }
@@ -101,15 +108,20 @@ impl Sites {
             let instance = input.small()?;
             let domain =
                 Domain::from_u32(u32::from(input.byte()?)).ok_or(Bad("a site has no known domain"))?;
-            let mapping = MAPPINGS
-                .get(usize::from(input.byte()?))
-                .ok_or(Bad("a mapping is of no known kind"))?;
+            let kind = input.byte()?;
+            let pooled = kind == POOLED;
+            let mapping = match MAPPINGS.get(usize::from(kind)) {
+                Some(mapping) => *mapping,
+                None if pooled => None,
+                None => return Err(Bad("a mapping is of no known kind")),
+            };
             let stack = read_hash(&mut input)?;
             let id = SiteId {
                 instance,
                 domain,
                 stack,
-                mapping: *mapping,
+                mapping,
+                pooled,
             };
             if !self.add(id) {
                 return Err(Bad("a site is told of twice"));
@@ -419,7 +431,7 @@ mod tests {
         #[test]
         fn any_totals_come_back(ticks in prop::collection::vec(prop::collection::vec((0..6_u64, totals()), 0..5), 1..5)) {
             let (mut writer, mut reader) = (Sites::default(), Sites::default());
-            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None };
+            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, pooled: stack % 2 == 1 };
             let mut known: HashMap<SiteId, SiteTotals> = HashMap::new();
             for tick in ticks {
                 let now: HashMap<SiteId, SiteTotals> = tick.into_iter().map(|(stack, totals)| (id(stack), totals)).collect();

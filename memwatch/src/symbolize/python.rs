@@ -54,6 +54,12 @@ impl PythonNames {
         }
     }
 
+    /// The interpreter, and the memory it is in.
+    pub fn process(&self, instance: u32) -> Option<(&Interpreter, &ProcessMemory)> {
+        let process = self.processes.get(&instance)?;
+        Some((&process.interpreter, process.memory.as_ref()?))
+    }
+
     pub fn forget(&mut self, instances: &[u32]) {
         for instance in instances {
             self.processes.remove(instance);

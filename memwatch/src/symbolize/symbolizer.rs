@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use memwatch_common::Stack;
 use memwatch_common::python::PythonStack;
-use memwatch_common::stack::{STACK_COMPLETE, STACK_UNKNOWN};
+use memwatch_common::stack::{STACK_BEFORE, STACK_COMPLETE, STACK_UNKNOWN};
 
 use super::cache::Generations;
 use super::module::Module;
@@ -190,7 +190,8 @@ impl<S: StackSource> Symbolizer<S> {
 
     /// Reads what the Python frames of a stack refer to while it is there.
     pub fn read_python(&mut self, instance: u32, stack_hash: u64) {
-        if self.python.interpreter(instance).is_none() || stack_hash == STACK_UNKNOWN {
+        if self.python.interpreter(instance).is_none() || [STACK_UNKNOWN, STACK_BEFORE].contains(&stack_hash)
+        {
             return;
         }
         if self.python_read.len() >= MOST_PYTHON_READ {
@@ -417,7 +418,7 @@ impl<S: StackSource> StackNames for Symbolizer<S> {
         if let Some(stack) = self.stacks.get(&(instance, stack_hash)) {
             return stack;
         }
-        let addresses = if stack_hash == STACK_UNKNOWN {
+        let addresses = if [STACK_UNKNOWN, STACK_BEFORE].contains(&stack_hash) {
             None
         } else {
             self.source.frames(stack_hash)

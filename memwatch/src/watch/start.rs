@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use memwatch_common::process::PROCESS_FOLLOW;
 
-use super::{Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pythons::Pythons};
+use super::{
+    Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pools::Pools, pythons::Pythons,
+};
 use crate::{
     cli::error::{ExitCode, Failure},
     collect::{collector::Collector, stacks::KernelStacks},
@@ -72,9 +74,9 @@ impl std::str::FromStr for ScopeChoice {
 /// How Python programs are watched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PythonMode {
-    /// What CPython asks libc for, with the lines of the program.
+    /// What CPython asks libc for block by block, small objects by the pools that they are in.
     #[default]
-    Libc,
+    Pools,
     /// Each block that CPython hands out.
     Exact,
     /// As any other program.
@@ -110,6 +112,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         proc.clone(),
         Abilities {
             python: settings.python == PythonMode::Exact,
+            pools: settings.python != PythonMode::Off,
             ..Abilities::of_kernel(major, minor, true)
         },
         Scope::Process,
@@ -122,6 +125,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         symbolizer,
         publisher: Publisher::new(&kernel)?,
         pythons: Pythons::new(&kernel, proc.clone())?,
+        pools: Pools::new(&kernel, settings.python)?,
         describer: Describer::new(proc.clone()),
         proc,
         alive: BTreeMap::new(),

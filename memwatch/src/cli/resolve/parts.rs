@@ -24,12 +24,6 @@ const PROCESS_SHARE: u32 = 4;
 
 pub(super) fn known_to_this_version(other: &OtherVersionArgs) -> Result<(), UsageError> {
     let refused = |what: String, advice| Err(UsageError::NotInThisVersion { what, advice });
-    if other.python.as_deref() == Some("pools") {
-        return refused(
-            "--python pools".to_owned(),
-            "leave the option out for what CPython asks libc for, or use --python exact for each block",
-        );
-    }
     if let Some(bytes) = other.sample_bytes
         && bytes != 0
     {
@@ -51,7 +45,7 @@ pub(super) fn python(mode: Option<&str>) -> PythonMode {
     match mode {
         Some("exact") => PythonMode::Exact,
         Some("off") => PythonMode::Off,
-        _ => PythonMode::Libc,
+        _ => PythonMode::Pools,
     }
 }
 

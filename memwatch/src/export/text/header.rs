@@ -132,6 +132,9 @@ fn mode(report: &Report, options: &TextOptions) -> String {
             options.bytes.size(bytes)
         ),
     };
+    if !asked.estimated.is_empty() {
+        text.push_str("; small Python objects (~) are estimated from pymalloc's pools");
+    }
     match (asked.min_size, asked.max_size) {
         (Some(min), Some(max)) => {
             let _ = write!(

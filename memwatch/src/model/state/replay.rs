@@ -14,7 +14,7 @@ use super::{Baseline, Model, Site, site_key};
 use crate::collect::sample::{AGE_EDGES_SECONDS, LiveScan, SiteAges};
 
 /// What one saved tick changes. Absolute values, not differences.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Change {
     pub at_ns: u64,
     pub tick: u64,
@@ -29,6 +29,25 @@ pub struct Change {
     pub limits: Option<BTreeMap<String, Limit>>,
     pub kernel_map_bytes: Option<u64>,
     pub undecoded: u64,
+}
+
+impl Default for Change {
+    fn default() -> Self {
+        Self {
+            at_ns: 0,
+            tick: 0,
+            processes: Vec::new(),
+            forgotten: Vec::new(),
+            mapped: Vec::new(),
+            sites: Vec::new(),
+            ages: Vec::new(),
+            scanned_ns: None,
+            counters: [0; COUNTERS],
+            limits: None,
+            kernel_map_bytes: None,
+            undecoded: 0,
+        }
+    }
 }
 
 /// What a process's mappings come to, besides its sites in domain `mmap`.
@@ -183,6 +202,7 @@ impl Model {
             before: Counts::default(),
             changed_in: samples,
             history: super::History::default(),
+            pools: 0,
         });
     }
 

@@ -174,7 +174,7 @@ fn cell(column: Column, row: &Row, state: &State, whole: Option<u64>) -> Cell {
     };
     let alloc = state.query.view == View::Alloc;
     match column {
-        InuseBytes => plain(row.inuse_bytes, units.size(row.inuse_bytes)),
+        InuseBytes => plain(row.inuse_bytes, about(row, units.size(row.inuse_bytes))),
         InuseObjects => plain(row.inuse_objects, count(row.inuse_objects)),
         AllocBytes => plain(row.alloc_bytes, units.size(row.alloc_bytes)),
         AllocObjects => plain(row.alloc_objects, count(row.alloc_objects)),
@@ -339,5 +339,14 @@ impl Grid {
             Span::styled(column.padded(&cell.text, *cells), cell.style)
         };
         cells.iter().zip(&self.columns).map(span).collect()
+    }
+}
+
+/// A size that is an estimate says so.
+pub(super) fn about(row: &Row, size: String) -> String {
+    if row.estimated_bytes > 0 {
+        format!("~{size}")
+    } else {
+        size
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 };
 
 use super::bars::{self, Histogram};
+use super::columns::about;
 use super::pieces::{Piece, Separator, wrap};
 use super::stack;
 
@@ -145,12 +146,19 @@ fn numbers(row: &Row, columns: usize, state: &State) -> Vec<Line<'static>> {
     let (theme, units) = (state.theme, state.units);
     let plain = Style::new();
     let mut pieces = vec![
-        Piece::new(1, units.size(row.inuse_bytes), theme.strong())
+        Piece::new(1, about(row, units.size(row.inuse_bytes)), theme.strong())
             .then(format!(" in {} blocks", count(row.inuse_objects)), plain),
     ];
     let mut add = |label: &str, value: String, style: Style| {
         pieces.push(Piece::labelled(1, label, value, style, theme));
     };
+    if let (Some(low), Some(high)) = (row.inuse_low_bytes, row.inuse_high_bytes) {
+        add(
+            "between",
+            format!("{} and {}", units.size(low), units.size(high)),
+            plain,
+        );
+    }
     if let Some(average) = row.inuse_bytes.checked_div(row.inuse_objects) {
         add("average", units.size(average), plain);
     }

@@ -90,6 +90,9 @@ fn memory(report: &Report, width: usize, with_course: bool, state: &State) -> Li
 fn health(report: &Report, width: usize, with_reason: bool, state: &State) -> Line<'static> {
     let theme = state.theme;
     let mode = match report.options.sample_bytes {
+        0 if !report.options.estimated.is_empty() => {
+            "every block, small Python objects (~) by pools".to_owned()
+        }
         0 => "every block".to_owned(),
         bytes => format!("sampled, one block each {}", state.units.size(bytes)),
     };

@@ -1,0 +1,243 @@
+//! Whose small objects: the blocks of pymalloc's pools, by the stack that took each pool into use.
+//!
+//! A pool's blocks are not told apart, so all of them count for that stack. What was allocated and freed is what changed
+//! from one look to the next: blocks that came and went in between are not seen.
+
+use std::collections::{HashMap, HashSet};
+
+use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
+
+use super::pymalloc::{Pool, block_bytes};
+
+/// A stack's small objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSite {
+    pub totals: SiteTotals,
+    /// Pools that are in use now.
+    pub pools: u64,
+}
+
+/// A pool as it was at the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    opened: OpenedPool,
+    pool: Pool,
+}
+
+/// The pools of one process, and what is known of its stacks by them.
+#[derive(Debug, Default)]
+pub struct PoolSites {
+    held: HashMap<u64, Held>,
+    sites: HashMap<u64, PoolSite>,
+}
+
+/// A pool of which no stack is known was there before anybody looked.
+const BEFORE: OpenedPool = OpenedPool {
+    stack: STACK_BEFORE,
+    born_ns: 0,
+};
+
+impl PoolSites {
+    /// Takes in all pools in use, and who opened them by their addresses. Gives the sites that changed.
+    pub fn update(
+        &mut self,
+        found: &[Pool],
+        opened: &HashMap<u64, OpenedPool>,
+    ) -> impl Iterator<Item = (u64, PoolSite)> {
+        let mut changed = HashSet::new();
+        let mut before = std::mem::take(&mut self.held);
+        for pool in found.iter().filter(|pool| pool.in_use > 0) {
+            let now = Held {
+                opened: opened.get(&pool.address).copied().unwrap_or(BEFORE),
+                pool: *pool,
+            };
+            let known = before.remove(&pool.address);
+            // A size class never changes while a pool is in use.
+            let same = |known: &Held| known.opened == now.opened && known.pool.size_class == pool.size_class;
+            let had = match known {
+                Some(known) if same(&known) => known.pool.in_use,
+                Some(known) => {
+                    self.close(&known, &mut changed);
+                    self.open(&now, &mut changed);
+                    0
+                }
+                None => {
+                    self.open(&now, &mut changed);
+                    0
+                }
+            };
+            if pool.in_use != had {
+                changed.insert(now.opened.stack);
+                self.site(now.opened.stack).change(pool, had, pool.in_use);
+            }
+            self.held.insert(pool.address, now);
+        }
+        for gone in before.values() {
+            self.close(gone, &mut changed);
+        }
+        changed
+            .into_iter()
+            .filter_map(|stack| Some((stack, *self.sites.get(&stack)?)))
+    }
+
+    /// When each pool of a known stack was opened: stack, time, blocks and bytes.
+    pub fn ages(&self) -> impl Iterator<Item = (u64, u64, u64, u64)> {
+        let known = self.held.values().filter(|held| held.opened != BEFORE);
+        known.map(|held| {
+            let pool = &held.pool;
+            (
+                held.opened.stack,
+                held.opened.born_ns,
+                pool.in_use,
+                pool.bytes_in_use(),
+            )
+        })
+    }
+
+    pub fn holds(&self, address: u64) -> bool {
+        self.held.contains_key(&address)
+    }
+
+    fn site(&mut self, stack: u64) -> &mut PoolSite {
+        self.sites.entry(stack).or_insert(PoolSite {
+            totals: SiteTotals::ZERO,
+            pools: 0,
+        })
+    }
+
+    fn open(&mut self, held: &Held, changed: &mut HashSet<u64>) {
+        self.site(held.opened.stack).pools += 1;
+        changed.insert(held.opened.stack);
+    }
+
+    fn close(&mut self, held: &Held, changed: &mut HashSet<u64>) {
+        let site = self.site(held.opened.stack);
+        site.pools -= 1;
+        site.change(&held.pool, held.pool.in_use, 0);
+        changed.insert(held.opened.stack);
+    }
+}
+
+impl PoolSite {
+    fn change(&mut self, pool: &Pool, from: u64, to: u64) {
+        let size = block_bytes(pool.size_class);
+        let totals = &mut self.totals;
+        let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
+        totals.alloc_objects += more;
+        totals.alloc_bytes += more * size;
+        totals.freed_objects += less;
+        totals.freed_bytes += less * size;
+        totals.sizes[size_bucket(size)] += more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: u64 = 0x7f00_0000_0000;
+    const B: u64 = 0x7f00_0000_4000;
+
+    fn pool(address: u64, size_class: usize, in_use: u64) -> Pool {
+        Pool {
+            address,
+            size_class,
+            in_use,
+        }
+    }
+
+    fn opened(pools: &[(u64, u64, u64)]) -> HashMap<u64, OpenedPool> {
+        pools
+            .iter()
+            .map(|&(address, stack, born_ns)| (address, OpenedPool { stack, born_ns }))
+            .collect()
+    }
+
+    fn inuse(sites: &PoolSites, stack: u64) -> (u64, u64, u64) {
+        let site = &sites.sites[&stack];
+        (site.totals.inuse_bytes(), site.totals.inuse_objects(), site.pools)
+    }
+
+    #[test]
+    fn a_pools_blocks_count_for_the_stack_that_opened_it() {
+        let mut sites = PoolSites::default();
+        let by = opened(&[(A, 7, 100), (B, 8, 200)]);
+        let mut changed: Vec<u64> = sites
+            .update(&[pool(A, 3, 10), pool(B, 0, 5)], &by)
+            .map(|(stack, _)| stack)
+            .collect();
+        changed.sort_unstable();
+        assert_eq!(changed, [7, 8]);
+        assert_eq!(inuse(&sites, 7), (640, 10, 1));
+        assert_eq!(inuse(&sites, 8), (80, 5, 1));
+        assert_eq!(sites.sites[&7].totals.sizes[size_bucket(64)], 10);
+    }
+
+    #[test]
+    fn pools_of_nobody_were_there_before() {
+        let mut sites = PoolSites::default();
+        let none = HashMap::new();
+        sites
+            .update(&[pool(A, 0, 10), pool(B, 1, 10)], &none)
+            .for_each(drop);
+        assert_eq!(inuse(&sites, STACK_BEFORE), (480, 20, 2));
+        assert_eq!(sites.ages().count(), 0);
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_told_again() {
+        let mut sites = PoolSites::default();
+        let by = opened(&[(A, 7, 100)]);
+        assert_eq!(sites.update(&[pool(A, 3, 10)], &by).count(), 1);
+        assert_eq!(sites.update(&[pool(A, 3, 10)], &by).count(), 0);
+    }
+
+    #[test]
+    fn counts_only_grow_and_their_difference_is_what_is_in_use() {
+        let mut sites = PoolSites::default();
+        let by = opened(&[(A, 7, 100)]);
+        let mut last = SiteTotals::ZERO;
+        for in_use in [10, 30, 5, 5, 40, 0, 3] {
+            sites.update(&[pool(A, 1, in_use)], &by).for_each(drop);
+            let totals = sites.sites[&7].totals;
+            assert!(totals.alloc_objects >= last.alloc_objects && totals.freed_objects >= last.freed_objects);
+            assert_eq!(totals.inuse_objects(), in_use);
+            assert_eq!(totals.inuse_bytes(), in_use * 32);
+            last = totals;
+        }
+        assert_eq!((last.alloc_objects, last.freed_objects), (30 + 35 + 3, 25 + 40));
+    }
+
+    #[test]
+    fn a_pool_used_again_goes_over_to_its_new_stack() {
+        let mut sites = PoolSites::default();
+        sites
+            .update(&[pool(A, 1, 10)], &opened(&[(A, 7, 100)]))
+            .for_each(drop);
+        sites
+            .update(&[pool(A, 2, 4)], &opened(&[(A, 8, 300)]))
+            .for_each(drop);
+        assert_eq!((inuse(&sites, 7), inuse(&sites, 8)), ((0, 0, 0), (192, 4, 1)));
+        // By the same stack at another time.
+        sites
+            .update(&[pool(A, 2, 4)], &opened(&[(A, 8, 500)]))
+            .for_each(drop);
+        assert_eq!(inuse(&sites, 8), (192, 4, 1));
+        assert_eq!(sites.sites[&8].totals.alloc_objects, 8);
+    }
+
+    #[test]
+    fn pools_that_are_gone_hold_nothing() {
+        let mut sites = PoolSites::default();
+        let by = opened(&[(A, 7, 100), (B, 7, 100)]);
+        sites
+            .update(&[pool(A, 1, 10), pool(B, 1, 20)], &by)
+            .for_each(drop);
+        assert!(sites.holds(A));
+        sites.update(&[pool(B, 1, 20)], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (640, 20, 1));
+        assert!(!sites.holds(A));
+        sites.update(&[], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (0, 0, 0));
+    }
+}

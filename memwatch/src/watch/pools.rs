@@ -1,0 +1,205 @@
+//! Small Python objects: which pools the watched processes have in use, and which stack took each into use.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use memwatch_common::{Domain, LiveKey, SiteKey, python::OpenedPool};
+
+use super::{clock, start::PythonMode};
+use crate::{
+    collect::{
+        batch,
+        sample::{LiveScan, PoolTotals, Sample},
+    },
+    probe::{links::map_fd, load::KernelSide},
+    python::{
+        ProcessMemory,
+        allocator::{Base, PythonDomain},
+        interpreter::Interpreter,
+        pool_sites::PoolSites,
+        pymalloc::Pool,
+    },
+    symbolize::python::PythonNames,
+};
+
+/// Reading the heads of all pools may take one part in so many of the time.
+const SHARE_OF_TIME: u32 = 10;
+
+pub struct Pools {
+    map: OwnedFd,
+    mode: PythonMode,
+    processes: HashMap<u32, PoolSites>,
+    /// When the pools were last read, and how long that took.
+    read: Option<(Instant, Duration)>,
+}
+
+impl Pools {
+    pub fn new(kernel: &KernelSide, mode: PythonMode) -> Result<Self> {
+        let map = kernel
+            .ebpf
+            .map("POOLS")
+            .and_then(map_fd)
+            .context("the kernel side has no map POOLS")?;
+        Ok(Self {
+            map: map.try_clone_to_owned()?,
+            mode,
+            processes: HashMap::new(),
+            read: None,
+        })
+    }
+
+    /// A process whose interpreter is known now. Gives why its small objects will not be shown, if they will not.
+    pub fn add(
+        &mut self,
+        instance: u32,
+        interpreter: &Interpreter,
+        memory: &ProcessMemory,
+    ) -> Option<&'static str> {
+        let allocator = &interpreter.file.allocator;
+        if self.mode == PythonMode::Off || self.mode == PythonMode::Exact && !allocator.is_inlined() {
+            return None;
+        }
+        let active = interpreter.active_allocator(PythonDomain::Object, memory);
+        match active.ok().flatten().map(|active| active.base) {
+            // Each block is libc's then.
+            Some(Base::Malloc) => return None,
+            Some(Base::Mimalloc) => return Some("it is a free-threaded build, which has no pools"),
+            _ => {}
+        }
+        if allocator.new_pool.is_none() {
+            return Some("this build has no function that begins a pool");
+        }
+        self.processes.entry(instance).or_default();
+        None
+    }
+
+    /// A child runs its parent's interpreter. What it has of its parent was there before it.
+    pub fn forked(&mut self, instance: u32, parent: u32) {
+        if self.processes.contains_key(&parent) {
+            self.processes.entry(instance).or_default();
+        }
+    }
+
+    pub fn forget(&mut self, instances: &HashSet<u32>) {
+        if !instances.iter().any(|gone| self.processes.contains_key(gone)) {
+            return;
+        }
+        self.processes.retain(|instance, _| !instances.contains(instance));
+        let mut keys = Vec::new();
+        let read = batch::for_each(self.map.as_fd(), |key: &LiveKey, _: &OpenedPool| {
+            if instances.contains(&key.instance) {
+                keys.push(*key);
+            }
+        });
+        // What stays only takes room.
+        let _ = read.and_then(|()| batch::delete(self.map.as_fd(), &keys));
+    }
+
+    /// Reads all pools into the sample, when it is time to.
+    pub fn collect(&mut self, names: &PythonNames, sample: &mut Sample, older_than_ns: u64) -> Result<()> {
+        let now = Instant::now();
+        let due = self
+            .read
+            .is_none_or(|(at, took)| now.duration_since(at) >= took * SHARE_OF_TIME);
+        if !self.processes.is_empty() && due {
+            self.read_all(names, sample)?;
+            self.read = Some((Instant::now(), now.elapsed()));
+        }
+        if let Some(scan) = &mut sample.live {
+            self.add_ages(scan, older_than_ns);
+        }
+        Ok(())
+    }
+
+    fn read_all(&mut self, names: &PythonNames, sample: &mut Sample) -> Result<()> {
+        let began_ns = clock::monotonic_ns();
+        // A process that has ended, or is just starting, has no pools to be read.
+        let found: HashMap<u32, Vec<Pool>> = self
+            .processes
+            .keys()
+            .filter_map(|instance| {
+                let (interpreter, memory) = names.process(*instance)?;
+                Some((*instance, interpreter.pools(memory).ok()?.pools))
+            })
+            .collect();
+        // After the pools themselves: one that was opened meanwhile is not taken for an old one.
+        let mut opened: HashMap<u32, HashMap<u64, OpenedPool>> = HashMap::new();
+        batch::for_each(self.map.as_fd(), |key: &LiveKey, pool: &OpenedPool| {
+            if found.contains_key(&key.instance) {
+                opened.entry(key.instance).or_default().insert(key.address, *pool);
+            }
+        })
+        .context("cannot read who opened Python's pools")?;
+        let none = HashMap::new();
+        for (instance, pools) in &found {
+            let Some(sites) = self.processes.get_mut(instance) else {
+                continue;
+            };
+            let opened = opened.get(instance).unwrap_or(&none);
+            let changed = sites.update(pools, opened);
+            sample.pools.extend(changed.map(|(stack, site)| PoolTotals {
+                key: site_key(*instance, stack),
+                totals: site.totals,
+                pools: site.pools,
+            }));
+            let gone = |address: &u64, pool: &OpenedPool| pool.born_ns < began_ns && !sites.holds(*address);
+            let gone: Vec<LiveKey> = opened
+                .iter()
+                .filter(|(address, pool)| gone(address, pool))
+                .map(|(address, _)| LiveKey {
+                    address: *address,
+                    instance: *instance,
+                    reserved: 0,
+                })
+                .collect();
+            self.take_out(&gone, opened);
+        }
+        Ok(())
+    }
+
+    /// Makes room, unless a pool has been opened again meanwhile.
+    fn take_out(&self, gone: &[LiveKey], opened: &HashMap<u64, OpenedPool>) {
+        let unchanged = |key: &&LiveKey| {
+            let now: Option<OpenedPool> = batch::get(self.map.as_fd(), *key).ok().flatten();
+            now.as_ref() == opened.get(&key.address)
+        };
+        let keys: Vec<LiveKey> = gone.iter().filter(unchanged).copied().collect();
+        // What stays only takes room.
+        let _ = batch::delete(self.map.as_fd(), &keys);
+    }
+
+    /// A block is as old as its pool, at most.
+    fn add_ages(&self, scan: &mut LiveScan, older_than_ns: u64) {
+        for (instance, sites) in &self.processes {
+            for (stack, born_ns, blocks, bytes) in sites.ages() {
+                scan.sites.entry(site_key(*instance, stack)).or_default().add(
+                    born_ns,
+                    blocks,
+                    bytes,
+                    scan.at_ns,
+                    older_than_ns,
+                );
+            }
+        }
+    }
+}
+
+fn site_key(instance: u32, stack: u64) -> SiteKey {
+    SiteKey {
+        instance,
+        domain: Domain::PythonObject as u32,
+        stack,
+    }
+}
+
+impl std::fmt::Debug for Pools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pools")
+            .field("processes", &self.processes.len())
+            .finish_non_exhaustive()
+    }
+}
