@@ -142,12 +142,11 @@ const SHOWN: usize = 8;
 impl fmt::Display for Comparison {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let mean = self.frames as f64 / self.stops.max(1) as f64;
+        let (stops, distinct, equal) = (self.stops, self.distinct, self.equal());
+        let outer = self.count(|verdict| verdict == Verdict::EqualFromOutermost);
         write!(
             formatter,
-            "{} stacks ({} distinct, {mean:.1} frames): {} equal",
-            self.stops,
-            self.distinct,
-            self.equal()
+            "{stops} stacks ({distinct} distinct, {mean:.1} frames): {equal} equal, {outer} of them from an outer allocation function on"
         )?;
         let mut other: BTreeMap<Verdict, Vec<(&GdbStack, usize)>> = BTreeMap::new();
         for (stack, (verdict, times)) in &self.verdicts {
