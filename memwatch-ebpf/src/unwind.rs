@@ -3,6 +3,7 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::Global;
 use aya_ebpf::helpers::{
     bpf_probe_read_kernel,
     generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_probe_read_user},
@@ -276,6 +277,10 @@ extern "C" fn new_rule_number(slot: *mut Slot, pc: u64, hash: u64, from: u64) ->
     number
 }
 
+/// Whether this kernel has `bpf_find_vma` (Linux 5.17). Read-only, so that the verifier leaves out what would call it.
+#[unsafe(no_mangle)]
+static FINDS_MAPPINGS: Global<u8> = Global::new(0);
+
 const NO_CODE: u32 = 0;
 const CODE: u32 = 1;
 /// The process's mappings are being changed.
@@ -288,6 +293,9 @@ extern "C" fn is_code(pc: u64) -> u32 {
     const VM_EXEC: u64 = 4;
     /// No mapping.
     const ENOENT: i64 = -2;
+    if FINDS_MAPPINGS.load() == 0 {
+        return NO_CODE;
+    }
     let mut flags = 0_u64;
     // SAFETY: the helper calls `vma_flags` with the pointer to `flags`, which outlives the call.
     let result = unsafe {

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import struct
+import time
 
 import gdb
 
@@ -107,12 +108,24 @@ def stack():
     return places, reason in (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
 
 
+def wait_until_free(addresses):
+    """The kernel takes a probe out some time after its owner has ended. gdb would wait for ever on top of one."""
+    inferior = gdb.selected_inferior()
+    for _ in range(600):
+        if all(bytes(inferior.read_memory(address, 1)) != b"\xcc" for address in addresses):
+            return
+        time.sleep(0.05)
+    raise gdb.GdbError("another tool has probes on the allocation functions")
+
+
 def main():
-    for setting in ("pagination off", "confirm off", "backtrace past-main on", "backtrace limit unlimited"):
+    for setting in ("pagination off", "confirm off", "backtrace past-main on", "backtrace limit unlimited", "code-cache off"):
         gdb.execute("set " + setting)
     gdb.execute("handle all nostop noprint pass", to_string=True)
     gdb.execute("handle SIGTRAP stop nopass", to_string=True)
-    breakpoints = [gdb.Breakpoint("*%d" % address) for address in sorted(entries())]
+    addresses = sorted(entries())
+    wait_until_free(addresses)
+    breakpoints = [gdb.Breakpoint("*%d" % address) for address in addresses]
     random.seed(1)
     with open(OUTPUT, "w") as output:
         for _ in range(STOPS):

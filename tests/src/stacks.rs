@@ -142,12 +142,11 @@ const SHOWN: usize = 8;
 impl fmt::Display for Comparison {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let mean = self.frames as f64 / self.stops.max(1) as f64;
+        let (stops, distinct, equal) = (self.stops, self.distinct, self.equal());
+        let outer = self.count(|verdict| verdict == Verdict::EqualFromOutermost);
         write!(
             formatter,
-            "{} stacks ({} distinct, {mean:.1} frames): {} equal",
-            self.stops,
-            self.distinct,
-            self.equal()
+            "{stops} stacks ({distinct} distinct, {mean:.1} frames): {equal} equal, {outer} of them from an outer allocation function on"
         )?;
         let mut other: BTreeMap<Verdict, Vec<(&GdbStack, usize)>> = BTreeMap::new();
         for (stack, (verdict, times)) in &self.verdicts {
@@ -168,5 +167,95 @@ impl fmt::Display for Comparison {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(addresses: &[u64]) -> Vec<Place> {
+        addresses
+            .iter()
+            .map(|address| ("/lib".to_owned(), *address))
+            .collect()
+    }
+
+    fn row(addresses: &[u64], truncated: bool) -> Row {
+        let frame = |address: &u64| Frame {
+            module: Some("/lib".to_owned()),
+            address: Some(*address),
+            ..Frame::default()
+        };
+        let mut frames: Vec<Frame> = addresses.iter().map(frame).collect();
+        // An inlined function is no frame of its own.
+        frames.insert(
+            1,
+            Frame {
+                inlined: true,
+                ..frames[1].clone()
+            },
+        );
+        Row {
+            pid: Some(7),
+            frames,
+            truncated,
+            alloc_objects: 1,
+            ..Row::default()
+        }
+    }
+
+    fn seen() -> Seen {
+        let rows = vec![row(&[1, 20, 30, 40], false), row(&[1, 21, 31], true)];
+        let report = Report {
+            rows,
+            ..Report::default()
+        };
+        Seen::of(&report, 7)
+    }
+
+    fn verdict(addresses: &[u64], whole: bool) -> Verdict {
+        let frames = places(addresses);
+        seen().verdict(&GdbStack { frames, whole })
+    }
+
+    #[test]
+    fn return_addresses_decide() {
+        assert_eq!(
+            verdict(&[5, 20, 30, 40], true),
+            Verdict::Equal,
+            "the first is the function itself"
+        );
+        assert_eq!(verdict(&[5, 20, 30, 41], true), Verdict::Differs { agreeing: 2 });
+        assert_eq!(
+            verdict(&[5, 20, 30], true),
+            Verdict::Differs { agreeing: 2 },
+            "too short"
+        );
+        assert_eq!(
+            verdict(&[5, 20, 30, 40, 50], true),
+            Verdict::Differs { agreeing: 3 }
+        );
+        assert_eq!(verdict(&[5, 99, 20, 30, 40], true), Verdict::EqualFromOutermost);
+        assert_eq!(verdict(&[5, 20, 30], false), Verdict::GdbEndsEarly);
+        assert_eq!(verdict(&[5, 20, 31], false), Verdict::Differs { agreeing: 1 });
+        assert_eq!(verdict(&[5, 21, 31, 41], true), Verdict::EndsEarly);
+    }
+
+    #[test]
+    fn each_stop_counts() {
+        let stacks: Vec<GdbStack> = [[1, 20, 30, 40], [1, 20, 30, 40], [1, 20, 30, 41]]
+            .iter()
+            .map(|addresses| GdbStack {
+                frames: places(addresses),
+                whole: true,
+            })
+            .collect();
+        let comparison = Comparison::new(&stacks, &seen());
+        assert_eq!(
+            (comparison.stops, comparison.distinct, comparison.equal()),
+            (3, 2, 2)
+        );
+        assert_eq!((seen().objects, seen().whole_objects), (2, 1));
     }
 }

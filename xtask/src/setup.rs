@@ -22,11 +22,17 @@ const COMPILER: [Package; 3] = [
     package("rust-web-src"),
 ];
 
-const FOR_TESTS: [Package; 13] = [
+const FOR_TESTS: [Package; 19] = [
     program("gcc", "gcc"),
     program("g++", "g++"),
     program("musl-gcc", "musl-tools"),
     program("python3", "python3"),
+    package("python3-dev"),
+    package("python3-venv"),
+    program("nginx", "nginx"),
+    program("redis-server", "redis-server"),
+    package("postgresql"),
+    program("node", "nodejs"),
     program("go", "golang-go"),
     program("dot", "graphviz"),
     program("chromium", "chromium"),

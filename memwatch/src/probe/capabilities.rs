@@ -21,6 +21,8 @@ pub struct TaskLayout {
     pub return_address: u32,
     pub return_next: u32,
     pub vma_flags: u32,
+    /// The kernel has `bpf_find_vma` (Linux 5.17).
+    pub finds_mappings: bool,
     pub fsbase: u32,
 }
 
@@ -48,6 +50,7 @@ impl TaskLayout {
             return_address: offset(&btf, "return_instance", "orig_ret_vaddr")?,
             return_next: offset(&btf, "return_instance", "next")?,
             vma_flags: offset(&btf, "vm_area_struct", "vm_flags")?,
+            finds_mappings: btf.resolve_types_by_name("bpf_find_vma").is_ok(),
             fsbase: thread_pointer(&btf)?,
         })
     }

@@ -84,6 +84,7 @@ impl KernelSide {
         let layout = TaskLayout::of_running_kernel()?;
         let mut ebpf = EbpfLoader::new()
             .allow_unsupported_maps()
+            .override_global("FINDS_MAPPINGS", &u8::from(layout.finds_mappings), true)
             .map_max_entries("LIVE", bounds.live_blocks)
             .map_max_entries("SITES", bounds.sites)
             .map_max_entries("STACKS", bounds.stacks)
