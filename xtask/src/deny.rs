@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::shell;
 
-const VERSION: &str = "0.20";
+const VERSION: &str = "^0.20";
 
 pub fn run() -> Result<()> {
     if shell::program("cargo-deny").is_none() {
