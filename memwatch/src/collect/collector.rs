@@ -66,7 +66,7 @@ impl Collector {
         let ring = kernel.ebpf.take_map("EVENTS").context("no map EVENTS")?;
         let mut max_entries = BTreeMap::new();
         for name in HASH_MAPS {
-            max_entries.insert(name, u64::from(fd_info(map(kernel, name)?)?.max_entries));
+            max_entries.insert(name, u64::from(fd_info(kernel.map(name)?)?.max_entries));
         }
         Ok(Self {
             ring: RingBuf::try_from(ring)?,
@@ -151,7 +151,7 @@ impl Collector {
     }
 
     fn touched_sites(&self, kernel: &KernelSide) -> Result<Vec<(SiteKey, SiteTotals)>> {
-        let sites = map(kernel, "SITES")?;
+        let sites = kernel.map("SITES")?;
         let mut changed = Vec::with_capacity(self.touched.len());
         for key in &self.touched {
             if let Some(totals) = batch::get(sites, key).context("cannot read a site")? {
@@ -180,7 +180,7 @@ impl Collector {
 
     /// The ended process's last state goes out of the table into the next sample, unless its pid is in use again.
     pub fn take_ended(&mut self, kernel: &KernelSide, pid: u32) -> Result<()> {
-        let processes = map(kernel, "PROCESSES")?;
+        let processes = kernel.map("PROCESSES")?;
         let state: Option<ProcessState> = batch::get(processes, &pid)?;
         if let Some(state) = state.filter(|state| state.flags & PROCESS_EXITED != 0) {
             batch::delete(processes, &[pid])?;
@@ -191,7 +191,7 @@ impl Collector {
 
     /// The same for a program that another one replaced.
     pub fn take_replaced(&mut self, kernel: &KernelSide, pid: u32, instance: u32) -> Result<()> {
-        let processes = map(kernel, "PROCESSES")?;
+        let processes = kernel.map("PROCESSES")?;
         let key = replaced_key(instance);
         let state: Option<ProcessState> = batch::get(processes, &key)?;
         if let Some(state) = state {
@@ -208,17 +208,9 @@ impl Collector {
     }
 }
 
-fn map<'a>(kernel: &'a KernelSide, name: &str) -> Result<BorrowedFd<'a>> {
-    kernel
-        .ebpf
-        .map(name)
-        .and_then(map_fd)
-        .with_context(|| format!("the kernel side has no map {name}"))
-}
-
 fn all_sites(kernel: &KernelSide) -> Result<Vec<(SiteKey, SiteTotals)>> {
     let mut sites = Vec::new();
-    batch::for_each(map(kernel, "SITES")?, |key, totals| sites.push((*key, *totals)))
+    batch::for_each(kernel.map("SITES")?, |key, totals| sites.push((*key, *totals)))
         .context("cannot read the sites")?;
     Ok(sites)
 }
@@ -238,7 +230,7 @@ fn counters(kernel: &KernelSide) -> Result<[u64; COUNTERS]> {
 
 fn processes(kernel: &KernelSide) -> Result<Vec<(u32, ProcessState)>> {
     let mut processes = Vec::new();
-    batch::for_each(map(kernel, "PROCESSES")?, |pid: &u32, state: &ProcessState| {
+    batch::for_each(kernel.map("PROCESSES")?, |pid: &u32, state: &ProcessState| {
         if !is_replaced(*pid) {
             processes.push((*pid, *state));
         }
@@ -249,7 +241,7 @@ fn processes(kernel: &KernelSide) -> Result<Vec<(u32, ProcessState)>> {
 
 /// Blocks of programs that are gone make room.
 pub(crate) fn purge_live(kernel: &KernelSide, dead: &HashSet<u32>) -> Result<()> {
-    let live = map(kernel, "LIVE")?;
+    let live = kernel.map("LIVE")?;
     let mut keys: Vec<LiveKey> = Vec::new();
     batch::for_each(live, |key: &LiveKey, _: &LiveValue| {
         if dead.contains(&key.instance) {
@@ -262,7 +254,7 @@ pub(crate) fn purge_live(kernel: &KernelSide, dead: &HashSet<u32>) -> Result<()>
 
 /// Sites of programs that ended long ago make room.
 pub(crate) fn purge_sites(kernel: &KernelSide, dead: &HashSet<u32>) -> Result<()> {
-    let sites = map(kernel, "SITES")?;
+    let sites = kernel.map("SITES")?;
     let mut keys: Vec<SiteKey> = Vec::new();
     batch::for_each(sites, |key: &SiteKey, _: &SiteTotals| {
         if dead.contains(&key.instance) {
@@ -275,7 +267,7 @@ pub(crate) fn purge_sites(kernel: &KernelSide, dead: &HashSet<u32>) -> Result<()
 
 fn live(kernel: &KernelSide, at_ns: u64, older_than_ns: u64) -> Result<LiveScan> {
     let mut sites: HashMap<SiteKey, SiteAges> = HashMap::new();
-    batch::for_each(map(kernel, "LIVE")?, |key: &LiveKey, value: &LiveValue| {
+    batch::for_each(kernel.map("LIVE")?, |key: &LiveKey, value: &LiveValue| {
         let site = SiteKey {
             instance: key.instance,
             domain: value.domain,

@@ -5,14 +5,11 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use memwatch_common::{Stack, python::PythonStack};
 
 use super::batch;
-use crate::{
-    probe::{links::map_fd, load::KernelSide},
-    symbolize::StackSource,
-};
+use crate::{probe::load::KernelSide, symbolize::StackSource};
 
 /// A descriptor of its own, so that names do not borrow the kernel side.
 #[derive(Debug)]
@@ -24,18 +21,9 @@ pub struct KernelStacks {
 
 impl KernelStacks {
     pub fn new(kernel: &KernelSide) -> Result<Self> {
-        let open = |name: &str| -> Result<OwnedFd> {
-            let map = kernel
-                .ebpf
-                .map(name)
-                .and_then(map_fd)
-                .with_context(|| format!("the kernel side has no map {name}"))?;
-            map.try_clone_to_owned()
-                .with_context(|| format!("cannot keep the map {name} open"))
-        };
         Ok(Self {
-            map: open("STACKS")?,
-            python: open("PYTHON_STACKS")?,
+            map: kernel.own_map("STACKS")?,
+            python: kernel.own_map("PYTHON_STACKS")?,
             seen: HashSet::new(),
         })
     }

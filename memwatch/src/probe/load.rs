@@ -1,5 +1,7 @@
 //! Loading the kernel side: maps, tracepoints, and the gate.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
+
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
@@ -10,7 +12,7 @@ use memwatch_common::{Config, ProcessKey, ProcessState, SiteKey, SiteTotals, lim
 
 use super::{
     capabilities::TaskLayout,
-    links::{Method, UprobePrograms},
+    links::{Method, UprobePrograms, map_fd},
     tracefs,
 };
 
@@ -129,6 +131,21 @@ impl KernelSide {
         };
         kernel.write_config()?;
         Ok(kernel)
+    }
+
+    /// One of the kernel side's maps.
+    pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        self.ebpf
+            .map(name)
+            .and_then(map_fd)
+            .with_context(|| format!("the kernel side has no map {name}"))
+    }
+
+    /// The same, for who keeps it open without borrowing the kernel side.
+    pub fn own_map(&self, name: &str) -> Result<OwnedFd> {
+        self.map(name)?
+            .try_clone_to_owned()
+            .with_context(|| format!("cannot keep the map {name} open"))
     }
 
     /// Watches fork, exec and exit.

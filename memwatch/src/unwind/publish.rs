@@ -17,7 +17,7 @@ use memwatch_common::{
 use super::{Interner, Table, build};
 use crate::{
     collect::batch,
-    probe::{links::map_fd, load::KernelSide},
+    probe::load::KernelSide,
     target::{
         file_id::{FileId, FileIds},
         modules::{Module, ProcessModules, Range},
@@ -63,20 +63,12 @@ const VDSO: u32 = 0;
 
 impl Publisher {
     pub fn new(kernel: &KernelSide) -> Result<Self> {
-        let fd = |name: &str| -> Result<OwnedFd> {
-            let map = kernel
-                .ebpf
-                .map(name)
-                .and_then(map_fd)
-                .with_context(|| format!("the kernel side has no map {name}"))?;
-            Ok(map.try_clone_to_owned()?)
-        };
         let maps = Maps {
-            rules: fd("RULES")?,
-            rows: fd("ROWS")?,
-            pages: fd("PAGES")?,
-            spaces: fd("SPACES")?,
-            versions: fd("SPACE_VERSIONS")?,
+            rules: kernel.own_map("RULES")?,
+            rows: kernel.own_map("ROWS")?,
+            pages: kernel.own_map("PAGES")?,
+            spaces: kernel.own_map("SPACES")?,
+            versions: kernel.own_map("SPACE_VERSIONS")?,
         };
         let mut publisher = Self {
             maps,

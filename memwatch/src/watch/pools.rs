@@ -15,7 +15,7 @@ use crate::{
         batch,
         sample::{LiveScan, PoolTotals, Sample},
     },
-    probe::{links::map_fd, load::KernelSide},
+    probe::load::KernelSide,
     python::{
         ProcessMemory,
         allocator::{Base, PythonDomain},
@@ -39,13 +39,8 @@ pub struct Pools {
 
 impl Pools {
     pub fn new(kernel: &KernelSide, mode: PythonMode) -> Result<Self> {
-        let map = kernel
-            .ebpf
-            .map("POOLS")
-            .and_then(map_fd)
-            .context("the kernel side has no map POOLS")?;
         Ok(Self {
-            map: map.try_clone_to_owned()?,
+            map: kernel.own_map("POOLS")?,
             mode,
             processes: HashMap::new(),
             read: None,

@@ -12,7 +12,7 @@ use memwatch_common::{
 
 use crate::{
     collect::batch,
-    probe::{links::map_fd, load::KernelSide},
+    probe::load::KernelSide,
     python::{
         interpreter::{self, Found, Interpreter, PythonError, PythonFiles},
         memory::ProcessMemory,
@@ -56,19 +56,11 @@ pub enum Outcome {
 
 impl Pythons {
     pub fn new(kernel: &KernelSide, proc: ProcRoot) -> Result<Self> {
-        let fd = |name: &str| -> Result<OwnedFd> {
-            let map = kernel
-                .ebpf
-                .map(name)
-                .and_then(map_fd)
-                .with_context(|| format!("the kernel side has no map {name}"))?;
-            Ok(map.try_clone_to_owned()?)
-        };
         Ok(Self {
             files: PythonFiles::default(),
             proc,
-            processes: fd("PYTHONS")?,
-            places: fd("PYTHON_AT")?,
+            processes: kernel.own_map("PYTHONS")?,
+            places: kernel.own_map("PYTHON_AT")?,
             waiting: Vec::new(),
         })
     }
