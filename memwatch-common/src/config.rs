@@ -35,6 +35,9 @@ pub struct Config {
     /// Where the thread pointer of user space is kept.
     pub task_fsbase: u32,
     pub vma_flags: u32,
+    /// See [`crate::process::state_place`].
+    pub state_places: u32,
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 104);
+const _: () = assert!(size_of::<Config>() == 112);

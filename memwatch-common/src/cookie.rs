@@ -78,21 +78,32 @@ impl Function {
 /// The block headers of this allocator are glibc's: 8 bytes before a block stands its chunk size.
 pub const FLAG_GLIBC: u8 = 1;
 
-/// `function | domain << 8 | flags << 16 | id << 24 | generation << 32`
+/// `function | domain << 8 | flags << 16 | id << 24 | generation << 32 | place << 52`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Cookie(pub u64);
 
 impl Cookie {
+    /// Generations are numbers below this one, and begin again after the last.
+    pub const GENERATIONS: u32 = 1 << 20;
+
     /// `id` tells functions of one kind apart (`malloc` that jumps to `mi_malloc`); `generation` tells the links
-    /// that count now from those being taken out.
-    pub const fn new(function: Function, domain: Domain, flags: u8, id: u8, generation: u32) -> Self {
+    /// that count now from those being taken out; `offset` is where in its file the probe sits.
+    pub const fn new(
+        function: Function,
+        domain: Domain,
+        flags: u8,
+        id: u8,
+        generation: u32,
+        offset: u64,
+    ) -> Self {
         Self(
             function as u64
                 | (domain as u64) << 8
                 | (flags as u64) << 16
                 | (id as u64) << 24
-                | (generation as u64) << 32,
+                | ((generation % Self::GENERATIONS) as u64) << 32
+                | offset << 52,
         )
     }
 
@@ -113,7 +124,14 @@ impl Cookie {
 
     #[inline]
     pub const fn generation(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> 32) as u32 % Self::GENERATIONS
+    }
+
+    /// Whether the probe can sit at this address of the process: files are mapped by whole pages. One other address of
+    /// 4,096 is taken for it too.
+    #[inline]
+    pub const fn may_sit_at(self, address: u64) -> bool {
+        self.0 >> 52 == address & 0xfff
     }
 }
 
@@ -124,12 +142,21 @@ mod tests {
     #[test]
     fn a_cookie_gives_back_what_was_put_in() {
         for function in Function::ALL {
-            let cookie = Cookie::new(function, Domain::PythonObject, FLAG_GLIBC, 200, 0xdead_beef);
+            let cookie = Cookie::new(function, Domain::PythonObject, FLAG_GLIBC, 200, 0xd_beef, 0x1234_5678);
             assert_eq!(Function::from_u8(cookie.function()), Some(function));
             assert_eq!(cookie.domain(), Domain::PythonObject as u8);
             assert!(cookie.has_flag(FLAG_GLIBC));
-            assert_eq!(cookie.generation(), 0xdead_beef);
+            assert_eq!(cookie.generation(), 0xd_beef);
+            assert!(cookie.may_sit_at(0x7fff_0000_0678));
+            assert!(!cookie.may_sit_at(0x7fff_0000_0679));
         }
+    }
+
+    #[test]
+    fn generations_begin_again() {
+        let of = |generation| Cookie::new(Function::Malloc, Domain::Native, 0, 0, generation, 0).generation();
+        assert_eq!(of(Cookie::GENERATIONS - 1), Cookie::GENERATIONS - 1);
+        assert_eq!(of(Cookie::GENERATIONS), 0);
     }
 
     #[test]

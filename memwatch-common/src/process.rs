@@ -3,23 +3,31 @@
 /// The process id in the initial pid namespace.
 pub type ProcessKey = u32;
 
-/// Where the last state of a program is kept after an exec, until user space has read it: no process id is so large.
-pub const fn replaced_key(instance: u32) -> ProcessKey {
-    REPLACED | instance
+/// Instance numbers from here on are given by the kernel side, those below by user space, so that neither waits for
+/// the other.
+pub const FIRST_KERNEL_INSTANCE: u32 = 1 << 20;
+
+/// Where the state of an instance stands, among so many (a power of two) places for those of either side. A place is
+/// taken as long as its state has an instance number; who gives a number takes one whose place is free.
+pub const fn state_place(instance: u32, places: u32) -> u32 {
+    let half = if instance < FIRST_KERNEL_INSTANCE { 0 } else { places };
+    half + (instance & places.wrapping_sub(1))
 }
 
-/// Whether an entry is one of [`replaced_key`].
-pub const fn is_replaced(key: ProcessKey) -> bool {
-    key & REPLACED != 0
+/// Places for the states of either side, when so many processes can be watched.
+pub const fn state_places(processes: u32) -> u32 {
+    if processes > FIRST_KERNEL_INSTANCE {
+        FIRST_KERNEL_INSTANCE
+    } else {
+        processes.next_power_of_two()
+    }
 }
-
-const REPLACED: ProcessKey = 1 << 31;
 
 /// Watch the children of this process too.
 pub const PROCESS_FOLLOW: u32 = 1;
-/// The entry was made by the kernel side at a fork.
+/// It was found by the kernel side at a fork.
 pub const PROCESS_FORKED: u32 = 2;
-/// The process has ended; user space takes the entry out.
+/// The program has ended, or another has taken its place; user space frees the place of the state.
 pub const PROCESS_EXITED: u32 = 4;
 
 /// Ancestors beyond the parent whose blocks a process may hold copies of.

@@ -23,12 +23,6 @@ use crate::{
     unwind,
 };
 
-/// Who is calling.
-pub struct Caller {
-    pub tgid: u32,
-    pub thread: u32,
-}
-
 const CALLOC: u8 = Function::Calloc as u8;
 const REALLOC: u8 = Function::Realloc as u8;
 const REALLOCARRAY: u8 = Function::Reallocarray as u8;
@@ -103,7 +97,7 @@ fn product(a: u64, b: u64) -> u64 {
 pub fn begin(
     config: &Config,
     state: &mut ProcessState,
-    caller: &Caller,
+    slot: &mut Slot,
     cookie: Cookie,
     registers: Registers<'_>,
 ) -> bool {
@@ -111,7 +105,6 @@ pub fn begin(
     // A pool is no block: bounds are for blocks.
     let in_bounds = cookie.function() == PYTHON_POOL
         || (request.bytes >= config.min_bytes && request.bytes <= config.max_bytes);
-    let Some(slot) = slot::current() else { return false };
     let sp = registers.stack();
     if !in_bounds && request.old_address == 0 {
         slot.note_passed_over(sp);
@@ -119,7 +112,7 @@ pub fn begin(
     }
     if let Some(dropped) = slot.drop_abandoned(config, sp, cookie) {
         count(Counter::Abandoned);
-        restore_old(state.instance, caller.tgid, slot.call(dropped));
+        restore_old(state, slot.call(dropped));
     }
     slot.last_freed = 0;
     let depth = slot.depth;
@@ -188,19 +181,19 @@ fn take_old(state: &mut ProcessState, call: &mut InFlight) -> bool {
 
 /// The call failed or will never return: the old block lives on.
 #[inline(always)]
-pub fn restore_old(instance: u32, tgid: u32, call: &mut InFlight) {
-    if call.old_state != OLD_TAKEN || call.instance != instance {
+fn restore_old(state: &mut ProcessState, call: &mut InFlight) {
+    if call.old_state != OLD_TAKEN || call.instance != state.instance {
         return;
     }
     call.old_state = OLD_NONE;
     let key = LiveKey {
         address: call.old_address,
-        instance,
+        instance: state.instance,
         reserved: 0,
     };
     if LIVE.insert(&key, &call.old, u64::from(BPF_NOEXIST)).is_err() {
         count(Counter::LiveFull);
-    } else if let Some(state) = maps::process(tgid) {
+    } else {
         atomic::add(&mut state.live_blocks, 1);
     }
 }
@@ -210,12 +203,11 @@ pub fn restore_old(instance: u32, tgid: u32, call: &mut InFlight) {
 pub fn finish(
     config: &Config,
     state: &mut ProcessState,
-    caller: &Caller,
+    slot: &mut Slot,
     cookie: Cookie,
     registers: Registers<'_>,
     every_call_seen: bool,
 ) {
-    let Some(slot) = slot::existing() else { return };
     let Some(index) = slot.take(registers.stack_at_entry(), cookie.0) else {
         if every_call_seen {
             count(Counter::UnknownReturn);
@@ -237,9 +229,9 @@ pub fn finish(
         return;
     };
     if address == 0 {
-        failed(config, state, caller, call);
+        failed(config, state, call);
     } else {
-        commit(config, state, caller, slot, index, address);
+        commit(config, state, slot, index, address);
     }
     if index == 0 {
         forget_inner(slot);
@@ -286,14 +278,14 @@ fn result(function: u8, call: &InFlight, registers: Registers<'_>) -> Option<u64
 }
 
 #[inline(always)]
-fn failed(config: &Config, state: &mut ProcessState, caller: &Caller, call: &mut InFlight) {
+fn failed(config: &Config, state: &mut ProcessState, call: &mut InFlight) {
     if call.old_address != 0 && call.bytes == 0 {
         // realloc(p, 0) that gives no block has freed the old one.
         release_old(config, state, call);
         return;
     }
     atomic::add(&mut state.failed_allocations, 1);
-    restore_old(state.instance, caller.tgid, call);
+    restore_old(state, call);
 }
 
 /// The old block of a realloc is gone.
@@ -312,14 +304,8 @@ fn release_old(config: &Config, state: &mut ProcessState, call: &mut InFlight) {
 
 /// A block is there: out with what it replaces, in with it.
 #[inline(always)]
-fn commit(
-    config: &Config,
-    state: &mut ProcessState,
-    caller: &Caller,
-    slot: &mut Slot,
-    index: u32,
-    address: u64,
-) {
+fn commit(config: &Config, state: &mut ProcessState, slot: &mut Slot, index: u32, address: u64) {
+    let thread = slot.thread;
     let call = slot.call(index);
     if call.old_address != 0 {
         release_old(config, state, call);
@@ -335,7 +321,7 @@ fn commit(
         born_ns: unsafe { bpf_ktime_get_ns() },
         stack,
         domain,
-        thread: caller.thread,
+        thread,
     };
     if !insert_live(config, state, address, &value) {
         return;

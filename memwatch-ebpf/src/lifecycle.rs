@@ -8,21 +8,34 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memwatch_common::{
     Config, Counter, Event, EventKind, ProcessState,
-    process::{MAX_ANCESTORS, PROCESS_EXITED, PROCESS_FOLLOW, PROCESS_FORKED, replaced_key},
+    process::{MAX_ANCESTORS, PROCESS_EXITED, PROCESS_FOLLOW, PROCESS_FORKED, state_place},
 };
 
 use crate::{
     atomic,
-    maps::{self, NEXT_INSTANCE, PROCESSES, SPACES, count, send},
+    maps::{self, NEXT_INSTANCE, PROCESSES, SPACES, STATES, count, send},
     python, slot,
     unwind::read_kernel,
 };
 
+/// Numbers whose places are tried: most are free, unless twice as many processes are watched as may be.
+const TRIES: usize = 16;
+
+/// A number for a new process or program, whose place for its state is free.
 #[inline(always)]
-fn next_instance() -> Option<u32> {
+fn next_instance(config: &Config) -> Option<u32> {
     let next = NEXT_INSTANCE.get_ptr_mut(0)?;
-    // SAFETY: a live map value, only ever changed by this.
-    Some(atomic::fetch_add(unsafe { &mut *next }, 1) as u32)
+    for _ in 0..TRIES {
+        // SAFETY: a live map value, only ever changed by this.
+        let instance = atomic::fetch_add(unsafe { &mut *next }, 1) as u32;
+        let state = STATES.get_ptr(state_place(instance, config.state_places))?;
+        // SAFETY: a live map value, one aligned word.
+        if unsafe { (*state).instance } == 0 {
+            return Some(instance);
+        }
+    }
+    count(Counter::ProcessesFull);
+    None
 }
 
 #[inline(always)]
@@ -48,7 +61,7 @@ fn event(kind: EventKind, pid: u32, instance: u32) -> Event {
 pub fn process_fork(context: RawTracePointContext) -> i32 {
     let Some(config) = maps::config() else { return 0 };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(parent) = maps::process(tgid) else {
+    let Some(parent) = maps::process(config, tgid) else {
         return 0;
     };
     if parent.flags & PROCESS_FOLLOW == 0 {
@@ -57,7 +70,7 @@ pub fn process_fork(context: RawTracePointContext) -> i32 {
     let child: u64 = context.arg(1);
     if let Some(pid) = new_process(config, child) {
         debug!(&context, "fork: {} -> {}", tgid, pid);
-        follow(tgid, parent, pid);
+        follow(config, tgid, parent, pid);
     }
     0
 }
@@ -72,11 +85,27 @@ fn new_process(config: &Config, child: u64) -> Option<u32> {
     (pid == kernel_u32(child + u64::from(config.task_tgid))).then_some(pid)
 }
 
+/// A new program counts from here on.
+#[inline(always)]
+fn begin(config: &Config, pid: u32, state: &ProcessState) -> bool {
+    maps::put_state(config, state);
+    if PROCESSES.insert(&pid, &state.instance, 0).is_ok() {
+        return true;
+    }
+    count(Counter::ProcessesFull);
+    if let Some(state) = maps::state(config, state.instance) {
+        state.instance = 0;
+    }
+    false
+}
+
 const _: () = assert!(MAX_ANCESTORS == 3, "the chain in `follow` is written out");
 
 #[inline(always)]
-fn follow(tgid: u32, parent: &mut ProcessState, pid: u32) {
-    let Some(instance) = next_instance() else { return };
+fn follow(config: &Config, tgid: u32, parent: &mut ProcessState, pid: u32) {
+    let Some(instance) = next_instance(config) else {
+        return;
+    };
     let mut state = ProcessState::new(instance, PROCESS_FOLLOW | PROCESS_FORKED);
     state.parent_instance = parent.instance;
     // Until user space has read the child's mappings, its code is where the parent's is.
@@ -99,8 +128,7 @@ fn follow(tgid: u32, parent: &mut ProcessState, pid: u32) {
     state.ancestors[1] = parent.ancestors[0];
     state.ancestors[2] = parent.ancestors[1];
     python::inherit(parent, instance);
-    if PROCESSES.insert(&pid, &state, 0).is_err() {
-        count(Counter::ProcessesFull);
+    if !begin(config, pid, &state) {
         return;
     }
     let mut event = event(EventKind::Fork, pid, instance);
@@ -112,23 +140,20 @@ fn follow(tgid: u32, parent: &mut ProcessState, pid: u32) {
 /// `sched_process_exec(task, old_pid, binary)`: the old program's memory is gone.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(context: RawTracePointContext) -> i32 {
+    let Some(config) = maps::config() else { return 0 };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(old) = maps::process(tgid) else { return 0 };
-    let Some(instance) = next_instance() else { return 0 };
-    let old_instance = old.instance;
-    // What the old program counted last is kept until user space has read it.
-    let _ = PROCESSES.insert(&replaced_key(old_instance), &*old, 0);
-    // Calls that were in flight are gone with the stack that they stood on.
-    if let Some(slot) = slot::existing() {
-        slot.depth = 0;
-        slot.inner_next = 0;
-        slot.mapping.active = 0;
-    }
-    let state = ProcessState::new(instance, old.flags & PROCESS_FOLLOW);
-    if PROCESSES.insert(&tgid, &state, 0).is_err() {
-        count(Counter::ProcessesFull);
+    let Some(old) = maps::process(config, tgid) else {
         return 0;
+    };
+    if let Some(slot) = slot::existing() {
+        slot.forget();
     }
+    let new = next_instance(config).map(|instance| ProcessState::new(instance, old.flags & PROCESS_FOLLOW));
+    let new = new.filter(|new| begin(config, tgid, new));
+    // It stays in its place until user space has read what it counted last.
+    old.flags |= PROCESS_EXITED;
+    let Some(state) = new else { return 0 };
+    let (instance, old_instance) = (state.instance, old.instance);
     debug!(&context, "exec: {}", tgid);
     let mut event = event(EventKind::Exec, tgid, instance);
     event.a = u64::from(old_instance);
@@ -141,7 +166,7 @@ pub fn process_exec(context: RawTracePointContext) -> i32 {
 pub fn process_exit(context: RawTracePointContext) -> i32 {
     let Some(config) = maps::config() else { return 0 };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(state) = maps::process(tgid) else {
+    let Some(state) = maps::process(config, tgid) else {
         return 0;
     };
     let task: u64 = context.arg(0);

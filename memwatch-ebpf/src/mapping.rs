@@ -49,7 +49,7 @@ fn watched() -> Option<(&'static Config, &'static mut ProcessState)> {
     if config.gate == 0 {
         return None;
     }
-    let state = maps::process((bpf_get_current_pid_tgid() >> 32) as u32)?;
+    let state = maps::process(config, (bpf_get_current_pid_tgid() >> 32) as u32)?;
     Some((config, state))
 }
 

@@ -10,6 +10,7 @@ use memwatch_common::{
     Stack,
     counter::COUNTERS,
     limits,
+    process::{PROCESS_EXITED, state_place, state_places},
     python::{OpenedPool, PythonProcess, PythonStack},
     unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
 };
@@ -23,9 +24,15 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub static NEXT_INSTANCE: Array<u64> = Array::with_max_entries(1, 0);
 
+/// The instances of the processes that are watched.
 #[map]
-pub static PROCESSES: HashMap<ProcessKey, ProcessState> =
+pub static PROCESSES: HashMap<ProcessKey, u32> =
     HashMap::with_max_entries(limits::DEFAULT_PROCESSES, BPF_F_NO_PREALLOC);
+
+/// What is known of each instance, at its [`state_place`]: a thread that knows its instance finds it without a search.
+#[map]
+pub static STATES: Array<ProcessState> =
+    Array::with_max_entries(2 * state_places(limits::DEFAULT_PROCESSES), 0);
 
 #[map]
 pub static LIVE: HashMap<LiveKey, LiveValue> =
@@ -114,11 +121,28 @@ pub fn config() -> Option<&'static Config> {
 
 /// The state of a watched process that has not ended.
 #[inline(always)]
-pub fn process(tgid: u32) -> Option<&'static mut ProcessState> {
-    let state = PROCESSES.get_ptr_mut(&tgid)?;
+pub fn process(config: &Config, tgid: u32) -> Option<&'static mut ProcessState> {
+    // SAFETY: a copy of one aligned word.
+    let instance = unsafe { PROCESSES.get(&tgid).copied() }?;
+    state(config, instance)
+}
+
+/// The state of an instance that has not ended.
+#[inline(always)]
+pub fn state(config: &Config, instance: u32) -> Option<&'static mut ProcessState> {
+    let state = STATES.get_ptr_mut(state_place(instance, config.state_places))?;
     // SAFETY: a live map value; all concurrent writes to it are atomic additions.
     let state = unsafe { &mut *state };
-    (state.flags & memwatch_common::process::PROCESS_EXITED == 0).then_some(state)
+    (instance != 0 && state.instance == instance && state.flags & PROCESS_EXITED == 0).then_some(state)
+}
+
+/// Puts the state of a new instance into its place, which is free.
+#[inline(always)]
+pub fn put_state(config: &Config, new: &ProcessState) {
+    if let Some(state) = STATES.get_ptr_mut(state_place(new.instance, config.state_places)) {
+        // SAFETY: a live map value that nobody else uses: the instance was given to this caller.
+        unsafe { *state = *new };
+    }
 }
 
 /// Finds or makes the site.

@@ -6,12 +6,13 @@ use aya_ebpf::{
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use memwatch_common::{Cookie, Counter, Function};
+use memwatch_common::{Config, Cookie, Counter, Function, ProcessState};
 
 use crate::{
-    alloc::{self, Caller},
+    alloc,
     arch::Registers,
     maps::{self, count},
+    slot::{self, Slot},
 };
 
 /// What a session's entry gives back to have no return probe put in place.
@@ -27,10 +28,12 @@ pub extern "C" fn alloc_session(context: *mut core::ffi::c_void) -> u32 {
         let cookie = Cookie(bpf_get_attach_cookie(context));
         (Registers::from_context(context), cookie)
     };
-    // The return of a free is never asked for.
+    // The return of a free is never asked for. Elsewhere than at the probe it is a return; nearly always that much is
+    // seen without asking the kernel where the probe is.
+    let here = registers.instruction();
     // SAFETY: as above.
     let entry = cookie.function() == Function::Free as u8
-        || unsafe { bpf_get_func_ip(context) } == registers.instruction();
+        || (cookie.may_sit_at(here) && unsafe { bpf_get_func_ip(context) } == here);
     if entry {
         enter(cookie, registers)
     } else {
@@ -72,13 +75,23 @@ pub extern "C" fn empty_session(context: *mut core::ffi::c_void) -> u32 {
     u32::from(cookie.function() == Function::Free as u8)
 }
 
+/// The state of the process that this thread belongs to, when it is watched. A thread that has allocated before knows
+/// it.
 #[inline(always)]
-fn caller() -> Caller {
-    let id = bpf_get_current_pid_tgid();
-    Caller {
-        tgid: (id >> 32) as u32,
-        thread: id as u32,
+fn watched(config: &Config, slot: Option<&Slot>) -> Option<&'static mut ProcessState> {
+    let known = slot.and_then(|slot| maps::state(config, slot.instance));
+    match known {
+        Some(state) => Some(state),
+        None => maps::process(config, (bpf_get_current_pid_tgid() >> 32) as u32),
     }
+}
+
+/// The thread's slot, which belongs to this program from now on; the loss is counted when there is none to be had.
+#[inline(always)]
+fn slot_of(state: &ProcessState) -> Option<&'static mut Slot> {
+    let slot = slot::current()?;
+    slot.begin(state.instance, bpf_get_current_pid_tgid() as u32);
+    Some(slot)
 }
 
 #[inline(always)]
@@ -93,8 +106,8 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         count(Counter::OldGeneration);
         return SKIP_RETURN;
     }
-    let caller = caller();
-    let Some(state) = maps::process(caller.tgid) else {
+    let slot = slot::existing();
+    let Some(state) = watched(config, slot.as_deref()) else {
         count(Counter::ForeignHits);
         return SKIP_RETURN;
     };
@@ -103,7 +116,11 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         alloc::free(config, state, cookie, registers.argument_0());
         return SKIP_RETURN;
     }
-    if alloc::begin(config, state, &caller, cookie, registers) {
+    let own = slot.filter(|slot| slot.instance == state.instance);
+    let Some(slot) = own.or_else(|| slot_of(state)) else {
+        return SKIP_RETURN;
+    };
+    if alloc::begin(config, state, slot, cookie, registers) {
         SEE_RETURN
     } else {
         SKIP_RETURN
@@ -116,9 +133,9 @@ fn leave(cookie: Cookie, registers: Registers<'_>, every_call_seen: bool) {
     if config.gate == 0 {
         return;
     }
-    let caller = caller();
-    let Some(state) = maps::process(caller.tgid) else {
+    let Some(slot) = slot::existing() else { return };
+    let Some(state) = watched(config, Some(slot)) else {
         return;
     };
-    alloc::finish(config, state, &caller, cookie, registers, every_call_seen);
+    alloc::finish(config, state, slot, cookie, registers, every_call_seen);
 }

@@ -3,10 +3,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_map_type},
-    helpers::{
-        bpf_probe_read_user,
-        generated::{bpf_get_current_task_btf, bpf_task_storage_get},
-    },
+    helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
 };
 use memwatch_common::{
     Config, Cookie, Counter, LiveValue, Stack,
@@ -14,7 +11,11 @@ use memwatch_common::{
     unwind::x86_64::Frame,
 };
 
-use crate::{bound::mask, maps::count, unwind::Search};
+use crate::{
+    bound::mask,
+    maps::count,
+    unwind::{Search, read_word},
+};
 
 /// A call that has begun and not returned.
 #[repr(C)]
@@ -83,13 +84,16 @@ pub struct Slot {
     pub frame: Frame,
     /// The frame was found by its frame pointer, without a rule that says so.
     pub guessed: u32,
-    pub reserved: u32,
+    /// The program that the thread runs, see [`memwatch_common::process`]; 0 when it is not known.
+    pub instance: u32,
     pub search: Search,
     /// The hash of the frames so far.
     pub hash: u64,
     /// Where in the target the piece of stack in `chunk` begins, and how much of it is there.
     pub chunk_at: u64,
-    pub chunk_bytes: u64,
+    pub chunk_bytes: u32,
+    /// The thread's id.
+    pub thread: u32,
     pub chunk: [u64; STACK_CHUNK / 8],
 }
 
@@ -175,19 +179,37 @@ impl Slot {
         unsafe { self.calls.get_unchecked_mut(mask::<MASK>(u64::from(index))) }
     }
 
+    /// The thread runs this program from now on.
+    #[inline(always)]
+    pub fn begin(&mut self, instance: u32, thread: u32) {
+        self.forget();
+        self.instance = instance;
+        self.thread = thread;
+    }
+
+    /// The program is gone, and all calls with it.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        self.instance = 0;
+        self.depth = 0;
+        self.inner_next = 0;
+        self.mapping.active = 0;
+    }
+
     /// A call that is not recorded begins: what it maps is the allocator's all the same.
     #[inline(always)]
     pub fn note_passed_over(&mut self, sp: u64) {
-        let return_address = read_user(sp);
+        let return_address = read_word(sp).unwrap_or(0);
         self.passed_over_sp = if return_address == 0 { 0 } else { sp };
         self.passed_over_return = return_address;
     }
 
     /// Whether the thread, now at `sp`, is still inside the call that was passed over: its return address stands where
-    /// it stood. Any call that the same caller makes later has put its own there.
+    /// it stood, under another tool's return probe perhaps. Any call that the same caller makes later has put its own
+    /// there.
     #[inline(always)]
     pub fn in_passed_over(&self, sp: u64) -> bool {
-        self.passed_over_sp > sp && read_user(self.passed_over_sp) == self.passed_over_return
+        self.passed_over_sp > sp && read_word(self.passed_over_sp) == Some(self.passed_over_return)
     }
 
     /// Takes out calls that can no longer return: the stack is back above them. Gives the outermost of them.
@@ -251,13 +273,6 @@ impl Slot {
         }
         None
     }
-}
-
-/// The word at this address of the target, 0 when it cannot be read.
-#[inline(always)]
-fn read_user(address: u64) -> u64 {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
 }
 
 /// Whether the thread runs a signal handler on an alternative stack while `below` stands on its ordinary one.

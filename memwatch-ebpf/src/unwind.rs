@@ -438,7 +438,7 @@ fn row_at(search: &mut Search, page: &Page, pc_low: u16) -> u32 {
 
 /// One word of user memory, as it is without return probes.
 #[inline(always)]
-fn read_word(address: u64) -> Option<u64> {
+pub fn read_word(address: u64) -> Option<u64> {
     let mut value = 0_u64;
     if !read(&raw mut value, 8, address) {
         return None;
@@ -454,7 +454,7 @@ fn read_word(address: u64) -> Option<u64> {
 fn word(slot_at: *mut Slot, slot: &mut Slot, address: u64) -> Option<u64> {
     let mut offset = address.wrapping_sub(slot.chunk_at);
     // What lies below the chunk is out of it too, as the difference has no sign. All sizes are multiples of 8.
-    if offset >= slot.chunk_bytes || offset & 7 != 0 {
+    if offset >= u64::from(slot.chunk_bytes) || offset & 7 != 0 {
         if load_chunk(slot_at, address) == 0 {
             return None;
         }
@@ -476,7 +476,7 @@ extern "C" fn load_chunk(slot: *mut Slot, from: u64) -> u32 {
     slot.chunk_at = from;
     slot.chunk_bytes = 0;
     if read(to, STACK_CHUNK as u32, from) {
-        slot.chunk_bytes = STACK_CHUNK as u64;
+        slot.chunk_bytes = STACK_CHUNK as u32;
     } else if read(to, 256, from) {
         slot.chunk_bytes = 256;
     } else if read(to, 8, from) {

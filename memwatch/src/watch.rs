@@ -148,7 +148,7 @@ impl Watch {
     fn replaced(&mut self, event: &Event) -> Result<()> {
         let old = event.a as u32;
         self.kernel.reserve_unknown_site(event.instance)?;
-        self.collector.take_replaced(&self.kernel, event.pid, old)?;
+        self.collector.take_ended(&self.kernel, event.pid, old)?;
         self.symbolizer.end_process(old);
         self.dead.insert(old);
         self.alive.insert(event.pid, event.instance);
@@ -162,7 +162,7 @@ impl Watch {
         if self.alive.get(&event.pid) == Some(&event.instance) {
             self.alive.remove(&event.pid);
         }
-        self.collector.take_ended(&self.kernel, event.pid)?;
+        self.collector.take_ended(&self.kernel, event.pid, event.instance)?;
         self.symbolizer.end_process(event.instance);
         self.attacher.detach_process(event.pid);
         self.dead.insert(event.instance);

@@ -291,6 +291,21 @@ fn grouped_by_function() {
 #[test]
 fn bounds_of_size() {
     need!(can_watch());
+    within_bounds();
+}
+
+/// Another tool's return probe stands where a call returns to that lies outside of the bounds: what it maps is the
+/// allocator's all the same.
+#[test]
+fn bounds_of_size_among_return_probes_of_others() {
+    need!(can_watch());
+    let neighbour = Target::start(&need!(Recipe::c("c_basic.c").build()));
+    let other = Memwatch::of(&neighbour, &["--probe-scope", "process"]);
+    within_bounds();
+    drop(other);
+}
+
+fn within_bounds() {
     let program = need!(Recipe::c("c_basic.c").build());
     let mut target = Target::start(&program);
     let mut watch = Memwatch::of(&target, &["--min-size", "10000", "--max-size", "65536"]);

@@ -12,7 +12,6 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use memwatch_common::{
     Counter, Event, EventKind, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals,
     counter::COUNTERS,
-    process::{PROCESS_EXITED, is_replaced, replaced_key},
 };
 
 use super::{
@@ -38,12 +37,13 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 20] = [
+const ALL_MAPS: [&str; 21] = [
     "LIVE",
     "POOLS",
     "SITES",
     "STACKS",
     "PROCESSES",
+    "STATES",
     "CONFIG",
     "NEXT_INSTANCE",
     "NEW_SITE",
@@ -178,25 +178,16 @@ impl Collector {
             .collect()
     }
 
-    /// The ended process's last state goes out of the table into the next sample, unless its pid is in use again.
-    pub fn take_ended(&mut self, kernel: &KernelSide, pid: u32) -> Result<()> {
-        let processes = kernel.map("PROCESSES")?;
-        let state: Option<ProcessState> = batch::get(processes, &pid)?;
-        if let Some(state) = state.filter(|state| state.flags & PROCESS_EXITED != 0) {
-            batch::delete(processes, &[pid])?;
+    /// The last state of a program that has ended, or that another one has replaced, goes out of the tables into the
+    /// next sample.
+    pub fn take_ended(&mut self, kernel: &KernelSide, pid: u32, instance: u32) -> Result<()> {
+        if let Some(state) = kernel.state(instance)? {
+            kernel.free_state(instance)?;
             self.ended.push((pid, state));
         }
-        Ok(())
-    }
-
-    /// The same for a program that another one replaced.
-    pub fn take_replaced(&mut self, kernel: &KernelSide, pid: u32, instance: u32) -> Result<()> {
         let processes = kernel.map("PROCESSES")?;
-        let key = replaced_key(instance);
-        let state: Option<ProcessState> = batch::get(processes, &key)?;
-        if let Some(state) = state {
-            batch::delete(processes, &[key])?;
-            self.ended.push((pid, state));
+        if batch::get(processes, &pid)? == Some(instance) {
+            batch::delete(processes, &[pid])?;
         }
         Ok(())
     }
@@ -229,13 +220,17 @@ fn counters(kernel: &KernelSide) -> Result<[u64; COUNTERS]> {
 }
 
 fn processes(kernel: &KernelSide) -> Result<Vec<(u32, ProcessState)>> {
-    let mut processes = Vec::new();
-    batch::for_each(kernel.map("PROCESSES")?, |pid: &u32, state: &ProcessState| {
-        if !is_replaced(*pid) {
-            processes.push((*pid, *state));
-        }
+    let mut instances = Vec::new();
+    batch::for_each(kernel.map("PROCESSES")?, |pid: &u32, instance: &u32| {
+        instances.push((*pid, *instance));
     })
     .context("cannot read the processes")?;
+    let mut processes = Vec::with_capacity(instances.len());
+    for (pid, instance) in instances {
+        if let Some(state) = kernel.state(instance)? {
+            processes.push((pid, state));
+        }
+    }
     Ok(processes)
 }
 

@@ -8,13 +8,17 @@ use aya::{
     maps::{Array, HashMap, MapData},
     programs::{RawTracePoint, TracePoint},
 };
-use memwatch_common::{Config, ProcessKey, ProcessState, SiteKey, SiteTotals, limits};
+use memwatch_common::{
+    Config, Cookie, ProcessState, SiteKey, SiteTotals, limits,
+    process::{FIRST_KERNEL_INSTANCE, state_place, state_places},
+};
 
 use super::{
     capabilities::TaskLayout,
     links::{Method, UprobePrograms, map_fd},
     tracefs,
 };
+use crate::collect::batch;
 
 /// The kernel side as built with this binary; empty when it was built without.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memwatch-ebpf"));
@@ -46,9 +50,6 @@ impl Default for Bounds {
         }
     }
 }
-
-/// Instances from here on are numbered by the kernel side, those below by user space.
-const FIRST_KERNEL_INSTANCE: u64 = 1 << 20;
 
 const MAPPING_PROGRAMS: [(&str, &str); 8] = [
     ("enter_mmap", "sys_enter_mmap"),
@@ -92,6 +93,7 @@ impl KernelSide {
             .map_max_entries("STACKS", bounds.stacks)
             .map_max_entries("PYTHON_STACKS", bounds.stacks)
             .map_max_entries("PROCESSES", bounds.processes)
+            .map_max_entries("STATES", 2 * state_places(bounds.processes))
             .load(OBJECT)
             .context("cannot load the kernel side")?;
         let programs = UprobePrograms::load_best(OBJECT, &ebpf, first_method)?;
@@ -118,9 +120,11 @@ impl KernelSide {
             return_next: 0,
             task_fsbase: 0,
             vma_flags: 0,
+            state_places: state_places(bounds.processes),
+            reserved: 0,
         };
         layout.write_to(&mut config);
-        set_array(&mut ebpf, "NEXT_INSTANCE", FIRST_KERNEL_INSTANCE)?;
+        set_array(&mut ebpf, "NEXT_INSTANCE", u64::from(FIRST_KERNEL_INSTANCE))?;
         set_array(&mut ebpf, "NEW_SITE", SiteTotals::ZERO)?;
         let mut kernel = Self {
             ebpf,
@@ -183,17 +187,45 @@ impl KernelSide {
 
     /// From now on this process counts, once the gate is open. Gives its instance number.
     pub fn watch(&mut self, pid: u32, flags: u32) -> Result<u32> {
-        let instance = self.next_instance;
-        self.next_instance += 1;
-        let mut processes: HashMap<&mut MapData, ProcessKey, ProcessState> =
-            HashMap::try_from(self.ebpf.map_mut("PROCESSES").context("no map PROCESSES")?)?;
-        processes
-            .insert(pid, ProcessState::new(instance, flags), 0)
-            .with_context(|| {
-                format!("cannot watch process {pid}: the table of processes is full (raise --max-processes)")
-            })?;
+        let full =
+            || format!("cannot watch process {pid}: the table of processes is full (raise --max-processes)");
+        let instance = self.free_instance()?.with_context(full)?;
+        self.set_state(instance, &ProcessState::new(instance, flags))?;
+        batch::set(self.map("PROCESSES")?, &pid, &instance).with_context(full)?;
         self.reserve_unknown_site(instance)?;
         Ok(instance)
+    }
+
+    /// The next instance number whose place is free.
+    fn free_instance(&mut self) -> Result<Option<u32>> {
+        for _ in 0..self.config.state_places {
+            let instance = self.next_instance;
+            self.next_instance = (instance + 1) % FIRST_KERNEL_INSTANCE;
+            if instance != 0 && self.state_at(instance)?.is_none_or(|state| state.instance == 0) {
+                return Ok(Some(instance));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the kernel side knows of an instance.
+    pub fn state(&self, instance: u32) -> Result<Option<ProcessState>> {
+        Ok(self.state_at(instance)?.filter(|state| state.instance == instance))
+    }
+
+    /// Makes room for another. Nothing runs any more that would write to it.
+    pub fn free_state(&self, instance: u32) -> Result<()> {
+        self.set_state(instance, &ProcessState::new(0, 0))
+    }
+
+    fn state_at(&self, instance: u32) -> Result<Option<ProcessState>> {
+        let place = state_place(instance, self.config.state_places);
+        batch::get(self.map("STATES")?, &place).context("cannot read the state of a process")
+    }
+
+    fn set_state(&self, instance: u32, state: &ProcessState) -> Result<()> {
+        let place = state_place(instance, self.config.state_places);
+        batch::set(self.map("STATES")?, &place, state).context("cannot write the state of a process")
     }
 
     /// Makes the site that takes allocations for which there is no room elsewhere.
@@ -223,7 +255,7 @@ impl KernelSide {
 
     /// Links made from now on carry the next generation and do not count yet.
     pub fn prepare_generation(&mut self) {
-        self.link_generation = self.config.generation + 1;
+        self.link_generation = (self.config.generation + 1) % Cookie::GENERATIONS;
     }
 
     /// Links of the prepared generation count from now on, and no others.

@@ -61,7 +61,14 @@ pub struct Point {
 
 impl Point {
     pub const fn cookie(&self, generation: u32) -> Cookie {
-        Cookie::new(self.function, self.domain, self.flags, self.id, generation)
+        Cookie::new(
+            self.function,
+            self.domain,
+            self.flags,
+            self.id,
+            generation,
+            self.offset,
+        )
     }
 
     /// What one call of the function will cost more, in nanoseconds.

@@ -57,7 +57,7 @@ fn probe_canary(kernel: &KernelSide, pid: u32) -> Result<super::links::Links> {
         Path::new("/proc/self/exe").to_path_buf()
     };
     let offset = file_offset(canary as *const () as u64)?;
-    let cookie = Cookie::new(Function::Malloc, Domain::Native, 0, 0, u32::MAX).0;
+    let cookie = Cookie::new(Function::Malloc, Domain::Native, 0, 0, u32::MAX, 0).0;
     let point = LinkPoint {
         offset,
         cookie,

@@ -40,7 +40,7 @@ fn a_library_is_planned_once_per_function() {
     assert_eq!((free.placement.cost, free.nanoseconds()), (Cost::Emulated, 510));
     assert_eq!(
         free.cookie(7),
-        Cookie::new(Function::Free, Domain::Native, 0, free.id, 7)
+        Cookie::new(Function::Free, Domain::Native, 0, free.id, 7, 0x403)
     );
     let notes: Vec<_> = plan.probe_notes().collect();
     assert_eq!(notes.len(), 3);
