@@ -142,7 +142,14 @@ mod tests {
     #[test]
     fn a_cookie_gives_back_what_was_put_in() {
         for function in Function::ALL {
-            let cookie = Cookie::new(function, Domain::PythonObject, FLAG_GLIBC, 200, 0xd_beef, 0x1234_5678);
+            let cookie = Cookie::new(
+                function,
+                Domain::PythonObject,
+                FLAG_GLIBC,
+                200,
+                0xd_beef,
+                0x1234_5678,
+            );
             assert_eq!(Function::from_u8(cookie.function()), Some(function));
             assert_eq!(cookie.domain(), Domain::PythonObject as u8);
             assert!(cookie.has_flag(FLAG_GLIBC));

@@ -10,7 +10,11 @@ pub const FIRST_KERNEL_INSTANCE: u32 = 1 << 20;
 /// Where the state of an instance stands, among so many (a power of two) places for those of either side. A place is
 /// taken as long as its state has an instance number; who gives a number takes one whose place is free.
 pub const fn state_place(instance: u32, places: u32) -> u32 {
-    let half = if instance < FIRST_KERNEL_INSTANCE { 0 } else { places };
+    let half = if instance < FIRST_KERNEL_INSTANCE {
+        0
+    } else {
+        places
+    };
     half + (instance & places.wrapping_sub(1))
 }
 

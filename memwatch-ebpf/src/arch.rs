@@ -2,6 +2,12 @@
 
 use aya_ebpf::bindings::pt_regs;
 
+/// Numbers of system calls.
+pub const MMAP: u32 = 9;
+pub const MUNMAP: u32 = 11;
+pub const BRK: u32 = 12;
+pub const MREMAP: u32 = 25;
+
 /// The registers that probes need, read once.
 #[derive(Clone, Copy)]
 pub struct Registers<'a>(&'a pt_regs);

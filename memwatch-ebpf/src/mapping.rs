@@ -16,12 +16,15 @@ use memwatch_common::{
 };
 
 use crate::{
+    arch::{BRK, MMAP, MREMAP, MUNMAP},
     maps::{self, count, send, send_quietly},
-    slot::{self, Slot},
+    slot::{self, MappingCall, Slot},
     unwind,
 };
 
-/// Where the arguments and the result stand in a system call tracepoint's record; the same on every kernel.
+/// Where the call's number, the arguments and the result stand in a system call tracepoint's record; the same on every
+/// kernel.
+const NUMBER: usize = 8;
 const ARGUMENTS: usize = 16;
 const RESULT: usize = 16;
 
@@ -29,6 +32,12 @@ const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
 /// A result from here on is an error number.
 const ERRORS: u64 = (-4095_i64) as u64;
+
+#[inline(always)]
+fn system_call(context: &TracePointContext) -> u32 {
+    // SAFETY: within the record of every system call.
+    unsafe { context.read_at(NUMBER) }.unwrap_or(u32::MAX)
+}
 
 #[inline(always)]
 fn argument(context: &TracePointContext, index: usize) -> u64 {
@@ -53,33 +62,34 @@ fn watched() -> Option<(&'static Config, &'static mut ProcessState)> {
     Some((config, state))
 }
 
-/// Notes a call at its entry, with its stack.
-#[inline(always)]
-fn begin(
-    config: &Config,
-    state: &ProcessState,
+/// What a call asks for.
+struct Call {
     address: u64,
     bytes: u64,
     new_bytes: u64,
     flags: u32,
     with_stack: bool,
-) {
+}
+
+/// Notes a call at its entry, with its stack.
+#[inline(always)]
+fn begin(config: &Config, state: &ProcessState, call: &Call) {
     let Some(slot) = slot::current() else { return };
     count(Counter::MappingCalls);
-    let (inside_allocator, stack) = context(config, state, slot, with_stack);
-    let call = &mut slot.mapping;
-    call.active = 1;
-    call.address = address;
-    call.bytes = bytes;
-    call.new_bytes = new_bytes;
-    call.flags = if inside_allocator {
-        flags | MAPPING_ALLOCATOR
+    let (inside_allocator, stack) = context(config, state, slot, call.with_stack);
+    let mapping = &mut slot.mapping;
+    mapping.active = 1;
+    mapping.address = call.address;
+    mapping.bytes = call.bytes;
+    mapping.new_bytes = call.new_bytes;
+    mapping.flags = if inside_allocator {
+        call.flags | MAPPING_ALLOCATOR
     } else {
-        flags
+        call.flags
     };
-    call.stack = stack;
+    mapping.stack = stack;
     // SAFETY: no arguments.
-    call.begin_ns = unsafe { bpf_ktime_get_ns() };
+    mapping.begin_ns = unsafe { bpf_ktime_get_ns() };
 }
 
 /// Whether an allocator makes the call, and if not, the stack.
@@ -124,9 +134,15 @@ fn user_registers() -> Option<unwind::Start> {
 
 /// Sends the call if it did something. `c` is where a remapped piece went, `b` its new size.
 #[inline(always)]
-fn end(state: &ProcessState, kind: EventKind, ok: bool, address: Option<u64>, b: u64, c: u64) {
-    let Some(slot) = slot::existing() else { return };
-    let call = &mut slot.mapping;
+fn end(
+    state: &ProcessState,
+    call: &mut MappingCall,
+    kind: EventKind,
+    ok: bool,
+    address: u64,
+    b: u64,
+    c: u64,
+) {
     if call.active == 0 {
         return;
     }
@@ -146,7 +162,7 @@ fn end(state: &ProcessState, kind: EventKind, ok: bool, address: Option<u64>, b:
     event.begin_ns = call.begin_ns;
     // SAFETY: no arguments.
     event.end_ns = unsafe { bpf_ktime_get_ns() };
-    event.address = address.unwrap_or(call.address);
+    event.address = address;
     event.a = call.bytes;
     event.b = b;
     event.c = c;
@@ -158,12 +174,55 @@ fn end(state: &ProcessState, kind: EventKind, ok: bool, address: Option<u64>, b:
     }
 }
 
-#[tracepoint(category = "syscalls", name = "sys_enter_mmap")]
-pub fn enter_mmap(context: TracePointContext) -> u32 {
+/// At the entry of each of the system calls. One program for all: the verifier goes through the walk of the stack once.
+#[tracepoint]
+pub fn enter_mapping(context: TracePointContext) -> u32 {
     let Some((config, state)) = watched() else {
         return 0;
     };
-    let (protection, how) = (argument(&context, 2), argument(&context, 3));
+    let (a, b, c) = (
+        argument(&context, 0),
+        argument(&context, 1),
+        argument(&context, 2),
+    );
+    let call = match system_call(&context) {
+        MMAP => Call {
+            address: a,
+            bytes: b,
+            new_bytes: 0,
+            flags: mmap_flags(c, argument(&context, 3)),
+            with_stack: true,
+        },
+        MUNMAP => Call {
+            address: a,
+            bytes: b,
+            new_bytes: 0,
+            flags: 0,
+            with_stack: false,
+        },
+        MREMAP => Call {
+            address: a,
+            bytes: b,
+            new_bytes: c,
+            flags: MAPPING_ANONYMOUS,
+            with_stack: true,
+        },
+        // Asking where the break is moves nothing.
+        BRK if a != 0 => Call {
+            address: program_break(config),
+            bytes: 0,
+            new_bytes: 0,
+            flags: MAPPING_ANONYMOUS,
+            with_stack: true,
+        },
+        _ => return 0,
+    };
+    begin(config, state, &call);
+    0
+}
+
+#[inline(always)]
+fn mmap_flags(protection: u64, how: u64) -> u32 {
     let mut flags = 0;
     if how & MAP_ANONYMOUS != 0 {
         flags |= MAPPING_ANONYMOUS;
@@ -174,102 +233,37 @@ pub fn enter_mmap(context: TracePointContext) -> u32 {
     if protection == 0 {
         flags |= MAPPING_NO_ACCESS;
     }
-    begin(
-        config,
-        state,
-        argument(&context, 0),
-        argument(&context, 1),
-        0,
-        flags,
-        true,
-    );
-    0
+    flags
 }
 
-#[tracepoint(category = "syscalls", name = "sys_exit_mmap")]
-pub fn exit_mmap(context: TracePointContext) -> u32 {
+/// At the return of each.
+#[tracepoint]
+pub fn exit_mapping(context: TracePointContext) -> u32 {
     let Some((_, state)) = watched() else { return 0 };
-    let at = result(&context);
-    end(state, EventKind::Map, at < ERRORS, Some(at), 0, 0);
-    0
-}
-
-#[tracepoint(category = "syscalls", name = "sys_enter_munmap")]
-pub fn enter_munmap(context: TracePointContext) -> u32 {
-    let Some((config, state)) = watched() else {
-        return 0;
-    };
-    begin(
-        config,
-        state,
-        argument(&context, 0),
-        argument(&context, 1),
-        0,
-        0,
-        false,
-    );
-    0
-}
-
-#[tracepoint(category = "syscalls", name = "sys_exit_munmap")]
-pub fn exit_munmap(context: TracePointContext) -> u32 {
-    let Some((_, state)) = watched() else { return 0 };
-    end(state, EventKind::Unmap, result(&context) == 0, None, 0, 0);
-    0
-}
-
-#[tracepoint(category = "syscalls", name = "sys_enter_mremap")]
-pub fn enter_mremap(context: TracePointContext) -> u32 {
-    let Some((config, state)) = watched() else {
-        return 0;
-    };
-    let (address, bytes, new_bytes) = (
-        argument(&context, 0),
-        argument(&context, 1),
-        argument(&context, 2),
-    );
-    begin(config, state, address, bytes, new_bytes, MAPPING_ANONYMOUS, true);
-    0
-}
-
-#[tracepoint(category = "syscalls", name = "sys_exit_mremap")]
-pub fn exit_mremap(context: TracePointContext) -> u32 {
-    let Some((_, state)) = watched() else { return 0 };
-    let at = result(&context);
-    let new_bytes = slot::existing().map_or(0, |slot| slot.mapping.new_bytes);
-    end(state, EventKind::Remap, at < ERRORS, None, new_bytes, at);
-    0
-}
-
-#[tracepoint(category = "syscalls", name = "sys_enter_brk")]
-pub fn enter_brk(context: TracePointContext) -> u32 {
-    let Some((config, state)) = watched() else {
-        return 0;
-    };
-    // Asking where the break is moves nothing.
-    if argument(&context, 0) != 0 {
-        begin(
-            config,
-            state,
-            program_break(config),
-            0,
-            0,
-            MAPPING_ANONYMOUS,
-            true,
-        );
-    }
-    0
-}
-
-/// The result is the break as it is now; a call that could not move it leaves it where it was.
-#[tracepoint(category = "syscalls", name = "sys_exit_brk")]
-pub fn exit_brk(context: TracePointContext) -> u32 {
-    let Some((_, state)) = watched() else { return 0 };
-    let now = result(&context);
     let Some(slot) = slot::existing() else { return 0 };
-    let before = slot.mapping.address;
-    slot.mapping.bytes = now;
-    end(state, EventKind::Break, before != 0 && now != before, None, 0, 0);
+    let result = result(&context);
+    let call = &mut slot.mapping;
+    let (address, new_bytes) = (call.address, call.new_bytes);
+    match system_call(&context) {
+        MMAP => end(state, call, EventKind::Map, result < ERRORS, result, 0, 0),
+        MUNMAP => end(state, call, EventKind::Unmap, result == 0, address, 0, 0),
+        MREMAP => end(
+            state,
+            call,
+            EventKind::Remap,
+            result < ERRORS,
+            address,
+            new_bytes,
+            result,
+        ),
+        // The result is the break as it is now; a call that could not move it leaves it where it was.
+        BRK => {
+            call.bytes = result;
+            let moved = address != 0 && result != address;
+            end(state, call, EventKind::Break, moved, address, 0, 0);
+        }
+        _ => {}
+    }
     0
 }
 

@@ -115,7 +115,7 @@ extern "C" fn take_frames(instance: u32, parent: u32, thread: u64, max_frames: u
         if walk.stack.count >= max_frames {
             break;
         }
-        if step(layout, walk) == 0 {
+        if step(layout, &raw mut *walk) == 0 {
             count(Counter::PythonUnreadable);
             walk.stack.flags = STACK_BROKEN;
             break;
@@ -215,9 +215,15 @@ fn byte(words: &[u64; FRAME_WORDS], offset: u16) -> u8 {
     (field(words, offset) >> (u64::from(offset & 7) * 8)) as u8
 }
 
-/// Notes the frame that the walk is at and goes to its caller; 0 when something cannot be read.
-#[inline(always)]
-fn step(layout: &PythonLayout, walk: &mut Walk) -> u32 {
+/// Notes the frame that the walk is at and goes to its caller; 0 when something cannot be read. A global function: beside
+/// its two copies of user memory a call costs little, and the verifier would follow each of the frames.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step(layout: *const PythonLayout, walk: *mut Walk) -> u32 {
+    // SAFETY: each is null or what the caller has: a live map value, this thread's walk.
+    let (Some(layout), Some(walk)) = (unsafe { layout.as_ref() }, unsafe { walk.as_mut() }) else {
+        return 0;
+    };
     if !copy(&mut walk.frame, layout.frame_bytes, walk.at) {
         return 0;
     }

@@ -162,7 +162,8 @@ impl Watch {
         if self.alive.get(&event.pid) == Some(&event.instance) {
             self.alive.remove(&event.pid);
         }
-        self.collector.take_ended(&self.kernel, event.pid, event.instance)?;
+        self.collector
+            .take_ended(&self.kernel, event.pid, event.instance)?;
         self.symbolizer.end_process(event.instance);
         self.attacher.detach_process(event.pid);
         self.dead.insert(event.instance);

@@ -10,8 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use memwatch_common::{
-    Counter, Event, EventKind, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals,
-    counter::COUNTERS,
+    Counter, Event, EventKind, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, counter::COUNTERS,
 };
 
 use super::{

@@ -30,7 +30,7 @@ pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 impl TaskLayout {
     pub fn of_running_kernel() -> Result<Self> {
-        let btf = Btf::from_file(KERNEL_BTF).with_context(|| {
+        let btf = kernel_types().with_context(|| {
             format!(
                 "cannot read the kernel's type information at {KERNEL_BTF} (it needs CONFIG_DEBUG_INFO_BTF)"
             )
@@ -72,6 +72,11 @@ impl TaskLayout {
         config.vma_flags = self.vma_flags;
         config.task_fsbase = self.fsbase;
     }
+}
+
+/// Read as a whole first: out of the file itself each of its hundred thousand types would take system calls.
+fn kernel_types() -> Result<Btf> {
+    Ok(Btf::from_bytes(&std::fs::read(KERNEL_BTF)?)?)
 }
 
 /// Where user space's thread pointer is kept. x86-64; other processors have it elsewhere.

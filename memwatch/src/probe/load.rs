@@ -51,15 +51,25 @@ impl Default for Bounds {
     }
 }
 
-const MAPPING_PROGRAMS: [(&str, &str); 8] = [
-    ("enter_mmap", "sys_enter_mmap"),
-    ("exit_mmap", "sys_exit_mmap"),
-    ("enter_munmap", "sys_enter_munmap"),
-    ("exit_munmap", "sys_exit_munmap"),
-    ("enter_mremap", "sys_enter_mremap"),
-    ("exit_mremap", "sys_exit_mremap"),
-    ("enter_brk", "sys_enter_brk"),
-    ("exit_brk", "sys_exit_brk"),
+const MAPPING_PROGRAMS: [(&str, [&str; 4]); 2] = [
+    (
+        "enter_mapping",
+        [
+            "sys_enter_mmap",
+            "sys_enter_munmap",
+            "sys_enter_mremap",
+            "sys_enter_brk",
+        ],
+    ),
+    (
+        "exit_mapping",
+        [
+            "sys_exit_mmap",
+            "sys_exit_munmap",
+            "sys_exit_mremap",
+            "sys_exit_brk",
+        ],
+    ),
 ];
 
 const LIFECYCLE_PROGRAMS: [(&str, &str); 3] = [
@@ -168,13 +178,18 @@ impl KernelSide {
 
     /// Watches the system calls that change mappings.
     pub fn attach_mappings(&mut self) -> Result<()> {
-        for (name, tracepoint) in MAPPING_PROGRAMS {
+        for (name, tracepoints) in MAPPING_PROGRAMS {
             let program: &mut TracePoint = self.program(name)?.try_into()?;
             program
                 .load()
                 .with_context(|| format!("the kernel refused program {name}"))?;
-            let attached = tracefs::with(|| program.attach("syscalls", tracepoint).map(drop))?;
-            attached.with_context(|| format!("cannot attach to tracepoint syscalls:{tracepoint}"))?;
+            tracefs::with(|| {
+                for tracepoint in tracepoints {
+                    let attached = program.attach("syscalls", tracepoint);
+                    attached.with_context(|| format!("cannot attach to tracepoint syscalls:{tracepoint}"))?;
+                }
+                anyhow::Ok(())
+            })??;
         }
         Ok(())
     }
@@ -210,7 +225,9 @@ impl KernelSide {
 
     /// What the kernel side knows of an instance.
     pub fn state(&self, instance: u32) -> Result<Option<ProcessState>> {
-        Ok(self.state_at(instance)?.filter(|state| state.instance == instance))
+        Ok(self
+            .state_at(instance)?
+            .filter(|state| state.instance == instance))
     }
 
     /// Makes room for another. Nothing runs any more that would write to it.
