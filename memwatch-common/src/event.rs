@@ -4,8 +4,6 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum EventKind {
-    /// A site changed for the first time in this tick. `instance`, `domain`, `stack`.
-    Site = 1,
     /// A watched process forked. `pid` is the child, `instance` the child's, `a` the parent's instance, `b` its pid.
     Fork = 2,
     /// A watched process started another program. `instance` is the new one, `a` the old.
@@ -25,7 +23,6 @@ pub enum EventKind {
 impl EventKind {
     pub const fn from_u32(value: u32) -> Option<Self> {
         match value {
-            1 => Some(Self::Site),
             2 => Some(Self::Fork),
             3 => Some(Self::Exec),
             4 => Some(Self::Exit),

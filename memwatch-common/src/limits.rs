@@ -51,8 +51,11 @@ pub const MAX_PYTHON_RANGES: usize = 32;
 /// bytes each.
 pub const PYTHON_POOLS: u32 = 1 << 20;
 
-/// Bytes of the ring buffer for rare events (lifecycle, new mappings, sites that changed).
+/// Bytes of the ring buffer for rare events (lifecycle, mappings): 11,000 of them.
 pub const RING_BYTES: u32 = 1 << 20;
+
+/// Bytes of the ring buffer for sites that changed, 24 each: 43,000 in one tick; beyond, all sites are read.
+pub const CHANGES_BYTES: u32 = 1 << 20;
 
 /// Power-of-two buckets of a size histogram: bucket `n` holds sizes in `[2^(n-1), 2^n)`, the last all larger.
 pub const SIZE_BUCKETS: usize = 32;

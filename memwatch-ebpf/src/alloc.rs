@@ -17,7 +17,7 @@ use crate::{
     arch::Registers,
     atomic,
     bound::mask,
-    maps::{self, LIVE, POOLS, count},
+    maps::{self, ENOMEM, LIVE, POOLS, count},
     python,
     slot::{self, InFlight, OLD_FREED, OLD_NONE, OLD_OUTER, OLD_TAKEN, Slot},
     unwind,
@@ -361,7 +361,6 @@ fn insert_live(config: &Config, state: &mut ProcessState, address: u64, value: &
             replace_missed(config, state, &key);
             error = LIVE.insert(&key, value, u64::from(BPF_ANY)).err().unwrap_or(0);
         } else if error == -ENOMEM {
-            // The kernel's per-CPU reserve was empty for a moment; it is being refilled.
             error = LIVE.insert(&key, value, u64::from(BPF_ANY)).err().unwrap_or(0);
         }
         if error == 0 {
@@ -381,7 +380,6 @@ fn insert_live(config: &Config, state: &mut ProcessState, address: u64, value: &
 }
 
 const EEXIST: i32 = 17;
-const ENOMEM: i32 = 12;
 
 /// The address was handed out again, so the block that stood there was freed without being seen.
 #[inline(always)]

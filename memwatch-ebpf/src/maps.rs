@@ -1,13 +1,12 @@
 //! Every map, and the counters.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use memwatch_common::{
-    Config, Counter, Event, EventKind, LiveKey, LiveValue, ProcessKey, ProcessState, SiteKey, SiteTotals,
-    Stack,
+    Config, Counter, Event, LiveKey, LiveValue, ProcessKey, ProcessState, SiteKey, SiteTotals, Stack,
     counter::COUNTERS,
     limits,
     process::{PROCESS_EXITED, state_place, state_places},
@@ -98,6 +97,10 @@ pub static PC_RULES: Array<CachedRule> = Array::with_max_entries(1 << limits::CA
 #[map]
 static NEW_SITE: Array<SiteTotals> = Array::with_max_entries(1, 0);
 
+/// The keys of sites that changed. Apart from `EVENTS`, so that many of them cost no event.
+#[map]
+static CHANGES: RingBuf = RingBuf::with_byte_size(limits::CHANGES_BYTES, 0);
+
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(limits::RING_BYTES, 0);
 
@@ -145,6 +148,10 @@ pub fn put_state(config: &Config, new: &ProcessState) {
     }
 }
 
+/// What an insert says when the kernel's per-CPU reserve was empty for a moment; it is being refilled, so a second try
+/// is worth it.
+pub const ENOMEM: i32 = 12;
+
 /// Finds or makes the site.
 #[inline(always)]
 pub fn site(key: &SiteKey) -> Option<&'static mut SiteTotals> {
@@ -154,7 +161,9 @@ pub fn site(key: &SiteKey) -> Option<&'static mut SiteTotals> {
     }
     let empty = NEW_SITE.get(0)?;
     // Another CPU may have made it in between: then this insert fails and the lookup finds that one.
-    let _ = SITES.insert(key, empty, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
+    if SITES.insert(key, empty, u64::from(BPF_NOEXIST)) == Err(-ENOMEM) {
+        let _ = SITES.insert(key, empty, u64::from(BPF_NOEXIST));
+    }
     // SAFETY: as above.
     SITES.get_ptr_mut(key).map(|site| unsafe { &mut *site })
 }
@@ -173,13 +182,14 @@ pub fn touch(config: &Config, key: &SiteKey, site: &mut SiteTotals) {
         return;
     }
     site.tick = config.tick;
-    let mut event = Event::ZERO;
-    event.kind = EventKind::Site as u32;
-    event.instance = key.instance;
-    event.domain = key.domain;
-    event.stack = key.stack;
-    // User space reads these at its next tick; only what cannot wait wakes it.
-    send_quietly(&event, Counter::RingFull);
+    match CHANGES.reserve::<SiteKey>(0) {
+        Some(mut entry) => {
+            entry.write(*key);
+            // User space reads these at its next tick.
+            entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+        }
+        None => count(Counter::RingFull),
+    }
 }
 
 /// Puts an event into the ring buffer and wakes user space, or counts its loss.
@@ -189,10 +199,17 @@ pub fn send(event: &Event, loss: Counter) {
     put(event, loss, u64::from(BPF_RB_FORCE_WAKEUP));
 }
 
-/// Puts an event into the ring buffer without waking user space, or counts its loss.
+/// Puts an event into the ring buffer, or counts its loss. User space reads it at its next tick, or when the buffer is
+/// half full.
 #[inline(always)]
 pub fn send_quietly(event: &Event, loss: Counter) {
-    put(event, loss, u64::from(BPF_RB_NO_WAKEUP));
+    let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    let flags = if waiting > u64::from(limits::RING_BYTES / 2) {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
+    put(event, loss, u64::from(flags));
 }
 
 #[inline(always)]

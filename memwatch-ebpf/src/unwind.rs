@@ -21,7 +21,9 @@ use memwatch_common::{
 
 use crate::{
     bound::mask,
-    maps::{KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, config, count},
+    maps::{
+        ENOMEM, KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, config, count,
+    },
     python,
     slot::Slot,
 };
@@ -554,7 +556,11 @@ fn store(hash: u64, stack: &Stack) -> bool {
         }
         return true;
     }
-    let stored = STACKS.insert(&hash, stack, 0).is_ok();
+    let mut result = STACKS.insert(&hash, stack, 0);
+    if result == Err(-ENOMEM) {
+        result = STACKS.insert(&hash, stack, 0);
+    }
+    let stored = result.is_ok();
     if !stored {
         count(Counter::StacksFull);
     }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use memwatch_common::{
-    Counter, Event, EventKind, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, counter::COUNTERS,
+    Counter, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, counter::COUNTERS,
 };
 
 use super::{
@@ -23,8 +23,11 @@ use crate::{
 };
 
 pub struct Collector {
+    /// Lifecycle and mappings.
     ring: RingBuf<MapData>,
-    /// Events that are not about sites, since the last sample.
+    /// Keys of sites that changed.
+    changes: RingBuf<MapData>,
+    /// Since the last sample.
     events: Vec<Event>,
     touched: HashSet<SiteKey>,
     /// Last states of programs that ended since the last sample.
@@ -36,7 +39,7 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 21] = [
+const ALL_MAPS: [&str; 22] = [
     "LIVE",
     "POOLS",
     "SITES",
@@ -47,6 +50,7 @@ const ALL_MAPS: [&str; 21] = [
     "NEXT_INSTANCE",
     "NEW_SITE",
     "EVENTS",
+    "CHANGES",
     "COUNTS",
     "RULES",
     "ROWS",
@@ -63,12 +67,14 @@ const ALL_MAPS: [&str; 21] = [
 impl Collector {
     pub fn new(kernel: &mut KernelSide) -> Result<Self> {
         let ring = kernel.ebpf.take_map("EVENTS").context("no map EVENTS")?;
+        let changes = kernel.ebpf.take_map("CHANGES").context("no map CHANGES")?;
         let mut max_entries = BTreeMap::new();
         for name in HASH_MAPS {
             max_entries.insert(name, u64::from(fd_info(kernel.map(name)?)?.max_entries));
         }
         Ok(Self {
             ring: RingBuf::try_from(ring)?,
+            changes: RingBuf::try_from(changes)?,
             events: Vec::new(),
             touched: HashSet::new(),
             ended: Vec::new(),
@@ -85,21 +91,21 @@ impl Collector {
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 
-    /// Takes what is in the ring buffer. Gives the events that are not about sites; they also go into the next
-    /// sample.
+    /// Takes what is in the ring buffers. Gives the events; they also go into the next sample.
     pub fn drain(&mut self) -> Vec<Event> {
         let first = self.events.len();
         while let Some(item) = self.ring.next() {
             match decode::event(&item) {
-                Ok((EventKind::Site, event)) => {
-                    self.touched.insert(SiteKey {
-                        instance: event.instance,
-                        domain: event.domain,
-                        stack: event.stack,
-                    });
-                }
                 Ok((_, event)) => self.events.push(event),
                 // Both sides are built together; a record that does not fit is a bug, not the user's.
+                Err(error) => debug_assert!(false, "{error}"),
+            }
+        }
+        while let Some(item) = self.changes.next() {
+            match decode::site_key(&item) {
+                Ok(key) => {
+                    self.touched.insert(key);
+                }
                 Err(error) => debug_assert!(false, "{error}"),
             }
         }

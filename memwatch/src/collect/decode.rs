@@ -1,11 +1,11 @@
 //! Bytes from the kernel into types: the one place.
 
-use memwatch_common::{Event, EventKind};
+use memwatch_common::{Event, EventKind, SiteKey};
 use thiserror::Error;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
-    #[error("an event of {found} bytes, where {expected} were due")]
+    #[error("a record of {found} bytes, where {expected} were due")]
     Length { found: usize, expected: usize },
     #[error("an event of unknown kind {0}")]
     Kind(u32),
@@ -13,16 +13,28 @@ pub enum DecodeError {
 
 /// An event and its kind.
 pub fn event(bytes: &[u8]) -> Result<(EventKind, Event), DecodeError> {
-    if bytes.len() != size_of::<Event>() {
-        return Err(DecodeError::Length {
-            found: bytes.len(),
-            expected: size_of::<Event>(),
-        });
-    }
+    check_length::<Event>(bytes)?;
     // SAFETY: the length is right, and any bytes make an Event: it holds integers only.
     let event: Event = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
     let kind = EventKind::from_u32(event.kind).ok_or(DecodeError::Kind(event.kind))?;
     Ok((kind, event))
+}
+
+/// The key of a site that changed.
+pub fn site_key(bytes: &[u8]) -> Result<SiteKey, DecodeError> {
+    check_length::<SiteKey>(bytes)?;
+    // SAFETY: the length is right, and any bytes make a key: it holds integers only.
+    Ok(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+fn check_length<T>(bytes: &[u8]) -> Result<(), DecodeError> {
+    if bytes.len() == size_of::<T>() {
+        return Ok(());
+    }
+    Err(DecodeError::Length {
+        found: bytes.len(),
+        expected: size_of::<T>(),
+    })
 }
 
 #[cfg(test)]
@@ -40,6 +52,19 @@ mod tests {
                 Err(DecodeError::Kind(kind)) => prop_assert!(EventKind::from_u32(kind).is_none()),
             }
         }
+    }
+
+    #[test]
+    fn a_key_needs_all_its_bytes() {
+        let key = SiteKey {
+            instance: 7,
+            domain: 2,
+            stack: 0x1234,
+        };
+        // SAFETY: a key is 16 bytes of integers.
+        let bytes: [u8; size_of::<SiteKey>()] = unsafe { std::mem::transmute(key) };
+        assert_eq!(site_key(&bytes), Ok(key));
+        assert!(site_key(&bytes[1..]).is_err());
     }
 
     #[test]

@@ -144,7 +144,6 @@ impl Model {
             return;
         };
         match kind {
-            EventKind::Site => {}
             EventKind::Fork => {
                 let (parent, parent_pid) = (event.a as u32, event.b as u32);
                 self.processes.fork(event.instance, event.pid, parent, parent_pid);
