@@ -1,8 +1,9 @@
 /* What `cargo xtask bench` watches: threads that do nothing but malloc and free, ten frames deep.
  *
- *   pairs THREADS RATE SIZE
+ *   pairs THREADS RATE SIZE [MORE]
  *
- * RATE is pairs a second over all threads; 0 is none at all, `max` as many as can be. Every 50 ms one line goes to stdout,
+ * RATE is pairs a second over all threads; 0 is none at all, `max` as many as can be. MORE frames lie
+ * below the ten. Every 50 ms one line goes to stdout,
  * all since the start:  <wall ns> <CPU ns of this process> <pairs done>
  * Built with frame pointers, so that every tool can walk the stack. Runs until it is killed, or the process that started it ends. */
 #define _GNU_SOURCE
@@ -25,6 +26,7 @@ struct worker {
 
 static struct worker workers[MAX_THREADS];
 static size_t size = 64;
+static unsigned long more;
 /* Between two batches of one thread; 0 when it never rests. */
 static unsigned long pause_ns;
 
@@ -78,10 +80,27 @@ __attribute__((noinline)) static void *level_1(void *argument) {
     return NULL;
 }
 
+__attribute__((noinline)) static void deeper(struct worker *worker, unsigned long frames) {
+    if (frames == 0)
+        level_1(worker);
+    else
+        deeper(worker, frames - 1);
+    __asm__ volatile("" : : : "memory");
+}
+
+/* The first of MORE frames. */
+static void *begin(void *worker) {
+    if (more == 1)
+        level_1(worker);
+    else
+        deeper(worker, more - 2);
+    return NULL;
+}
+
 static void start_workers(unsigned threads) {
     for (unsigned i = 0; i < threads; i++) {
         pthread_t thread;
-        if (pthread_create(&thread, NULL, level_1, &workers[i]) != 0) {
+        if (pthread_create(&thread, NULL, more == 0 ? level_1 : begin, &workers[i]) != 0) {
             fprintf(stderr, "pairs: cannot start thread %u\n", i);
             exit(1);
         }
@@ -96,14 +115,15 @@ static unsigned long pairs_done(unsigned threads) {
 }
 
 int main(int argc, char **argv) {
-    unsigned threads = argc == 4 ? (unsigned)atoi(argv[1]) : 0;
+    unsigned threads = argc == 4 || argc == 5 ? (unsigned)atoi(argv[1]) : 0;
     if (threads == 0 || threads > MAX_THREADS) {
-        fprintf(stderr, "usage: pairs THREADS RATE|max SIZE (1 to %d threads)\n", MAX_THREADS);
+        fprintf(stderr, "usage: pairs THREADS RATE|max SIZE [MORE] (1 to %d threads)\n", MAX_THREADS);
         return 2;
     }
     /* Not to outlive who started us. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     size = strtoul(argv[3], NULL, 10);
+    more = argc == 5 ? strtoul(argv[4], NULL, 10) : 0;
     unsigned long rate = strcmp(argv[2], "max") == 0 ? 0 : strtoul(argv[2], NULL, 10);
     if (rate != 0)
         pause_ns = BATCH * 1000000000ul * threads / rate;

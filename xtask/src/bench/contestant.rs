@@ -36,10 +36,15 @@ pub struct Contestant {
     pub about: &'static str,
 }
 
+fn words(line: &str) -> Vec<String> {
+    line.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+fn ours(memwatch: &Path, arguments: &str) -> Vec<String> {
+    [vec![memwatch.to_string_lossy().into_owned()], words(arguments)].concat()
+}
+
 pub fn all(memwatch: &Path) -> Vec<Contestant> {
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let memwatch = memwatch.to_string_lossy();
-    let ours = |arguments: &str| [vec![memwatch.clone().into_owned()], words(arguments)].concat();
     let script = shell::workspace().join("tests/bench/memleak.bt");
     let script = script.to_string_lossy().into_owned();
     vec![
@@ -53,20 +58,13 @@ pub fn all(memwatch: &Path) -> Vec<Contestant> {
         },
         Contestant {
             name: "floor",
-            command: ours("bench-floor --pid {pid}"),
+            command: ours(memwatch, "bench-floor --pid {pid}"),
             ready: "ready",
             seen: None,
             required: true,
             about: "empty BPF programs at the places that memwatch probes: what no tool of this kind gets below",
         },
-        Contestant {
-            name: "memwatch",
-            command: ours("--pid {pid} --format json -i 1s"),
-            ready: "\"tick\":0",
-            seen: Some(HITS),
-            required: true,
-            about: "every block",
-        },
+        Contestant::memwatch(memwatch, ""),
         Contestant {
             name: "bpftrace",
             command: vec![
@@ -96,6 +94,18 @@ pub fn all(memwatch: &Path) -> Vec<Contestant> {
 impl Contestant {
     pub fn is_plain(&self) -> bool {
         self.command.is_empty()
+    }
+
+    /// memwatch, with these options beside.
+    pub fn memwatch(memwatch: &Path, options: &str) -> Self {
+        Self {
+            name: "memwatch",
+            command: ours(memwatch, &format!("--pid {{pid}} --format json -i 1s {options}")),
+            ready: "\"tick\":0",
+            seen: Some(HITS),
+            required: true,
+            about: "every block",
+        }
     }
 
     /// Whether it is memwatch, in one of its ways.

@@ -9,6 +9,7 @@ mod pairs;
 mod peers;
 mod stats;
 mod table;
+mod walk;
 
 use std::{path::Path, time::Duration};
 
@@ -22,6 +23,7 @@ use self::{
     own::Own,
     pairs::Pairs,
     table::{Block, Row},
+    walk::Walk,
 };
 use crate::{setup as machine_setup, shell};
 
@@ -42,6 +44,9 @@ pub struct Options {
     /// Do not measure what memwatch itself takes
     #[arg(long)]
     skip_own: bool,
+    /// Do not measure what walking the stack costs
+    #[arg(long)]
+    skip_walk: bool,
     /// Print the table, leave docs/overhead.md alone
     #[arg(long)]
     no_write: bool,
@@ -72,10 +77,10 @@ pub fn run(options: &Options) -> Result<()> {
     let memwatch = shell::memwatch()?;
     let mut contestants = contestant::all(&memwatch);
     contestants.retain(|contestant| options.wants(contestant));
-    if contestants.iter().any(Contestant::is_ours) || !options.skip_own {
+    if contestants.iter().any(Contestant::is_ours) || !options.skip_own || !options.skip_walk {
         shell::build_memwatch()?;
     }
-    let program = pairs::compile()?;
+    let program = pairs::compile(pairs::Frames::WithPointers)?;
 
     let mut blocks = Vec::new();
     for &threads in &options.threads {
@@ -86,6 +91,11 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         Some(Own::measure(&memwatch, &program))
     };
+    let walk = if options.skip_walk {
+        String::new()
+    } else {
+        Walk::measure(&memwatch, options.rounds, options.duration())?.markdown()
+    };
     let failed = blocks
         .iter()
         .flat_map(|block| &block.rows)
@@ -93,7 +103,7 @@ pub fn run(options: &Options) -> Result<()> {
         .count();
     let own_failed = matches!(&own, Some(Err(_)));
 
-    let text = table::markdown(
+    let mut text = table::markdown(
         &machine::describe(),
         &contestants,
         &blocks,
@@ -101,6 +111,7 @@ pub fn run(options: &Options) -> Result<()> {
         options.rounds,
         options.seconds,
     );
+    text += &walk;
     println!("{text}");
     ensure!(
         failed == 0 && !own_failed,

@@ -15,21 +15,26 @@ use crate::shell;
 /// Bytes of each block.
 pub const SIZE: u32 = 64;
 
-pub fn compile() -> Result<PathBuf> {
+/// How the program is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// So that every tool can walk its stack.
+    WithPointers,
+    WithoutPointers,
+}
+
+pub fn compile(frames: Frames) -> Result<PathBuf> {
     let folder = shell::target_folder()?.join("bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let program = folder.join("pairs");
+    let (name, how) = match frames {
+        Frames::WithPointers => ("pairs", "-fno-omit-frame-pointer"),
+        Frames::WithoutPointers => ("pairs-without-pointers", "-fomit-frame-pointer"),
+    };
+    let program = folder.join(name);
     let mut gcc = Command::new("gcc");
-    gcc.args([
-        "-O2",
-        "-g",
-        "-fno-omit-frame-pointer",
-        "-fno-optimize-sibling-calls",
-        "-pthread",
-        "-o",
-    ])
-    .arg(&program)
-    .arg(shell::workspace().join("tests/bench/pairs.c"));
+    gcc.args(["-O2", "-g", how, "-fno-optimize-sibling-calls", "-pthread", "-o"])
+        .arg(&program)
+        .arg(shell::workspace().join("tests/bench/pairs.c"));
     shell::output(&mut gcc)?;
     Ok(program)
 }
@@ -75,8 +80,23 @@ pub struct Reading {
 
 impl Pairs {
     pub fn start(program: &Path, threads: u32, rate: Rate) -> Result<Self> {
+        Self::start_with(
+            program,
+            &[&threads.to_string(), &rate.argument(), &SIZE.to_string()],
+        )
+    }
+
+    /// One thread, as fast as it can, with a stack of so many frames from malloc's on.
+    pub fn start_deep(program: &Path, frames: u32) -> Result<Self> {
+        /// malloc, ten of the program, two of the thread's start.
+        const LEAST: u32 = 13;
+        let more = frames.saturating_sub(LEAST).to_string();
+        Self::start_with(program, &["1", &Rate::Max.argument(), &SIZE.to_string(), &more])
+    }
+
+    fn start_with(program: &Path, arguments: &[&str]) -> Result<Self> {
         let mut child = Command::new(program)
-            .args([threads.to_string(), rate.argument(), SIZE.to_string()])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
