@@ -68,6 +68,8 @@ impl Method {
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+/// The most that Linux 5.15 takes. It keeps the beginning of what does not fit, and the reason stands at the end.
+const VERIFIER_LOG: usize = (1 << 24) - 1;
 /// A path that no kernel takes for a binary.
 const NO_BINARY: &CStr = c"/";
 
@@ -360,7 +362,7 @@ impl Loader {
         // Without a log first: it costs time, and only a refusal needs it.
         self.try_load(name, &program.license, function, attach_type, &mut [])
             .or_else(|error| {
-                let mut log = vec![0; 1 << 20];
+                let mut log = vec![0; VERIFIER_LOG];
                 match self.try_load(name, &program.license, function, attach_type, &mut log) {
                     Ok(fd) => Ok(fd),
                     Err(_) => Err(anyhow!(error).context(verifier_message(name, &log))),
