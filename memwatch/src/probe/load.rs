@@ -11,7 +11,7 @@ use aya::{
 use memwatch_common::{Config, ProcessKey, ProcessState, SiteKey, SiteTotals, limits};
 
 use super::{
-    capabilities::TaskLayout,
+    capabilities::{TaskLayout, frames_at_once},
     links::{Method, UprobePrograms, map_fd},
     tracefs,
 };
@@ -87,6 +87,7 @@ impl KernelSide {
         let mut ebpf = EbpfLoader::new()
             .allow_unsupported_maps()
             .override_global("FINDS_MAPPINGS", &u8::from(layout.finds_mappings), true)
+            .override_global("FRAMES_AT_ONCE", &frames_at_once(), true)
             .map_max_entries("LIVE", bounds.live_blocks)
             .map_max_entries("SITES", bounds.sites)
             .map_max_entries("STACKS", bounds.stacks)
