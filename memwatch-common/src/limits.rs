@@ -4,6 +4,9 @@
 /// Frames kept of one stack. 127 is what `perf` and bcc keep; the value of `STACKS` is then 1 KiB.
 pub const MAX_FRAMES: usize = 127;
 
+/// Frames that one call of the walk goes through where the verifier can follow that.
+pub const MAX_FRAMES_AT_ONCE: u32 = 16;
+
 /// Blocks that can be alive at one time over all watched processes. The kernel lays out 16 bytes per entry when
 /// the map is made (32 MiB), the rest as blocks come. Rounded up to a power of two.
 pub const DEFAULT_LIVE_BLOCKS: u32 = 1 << 21;

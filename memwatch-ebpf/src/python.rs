@@ -115,7 +115,7 @@ extern "C" fn take_frames(instance: u32, parent: u32, thread: u64, max_frames: u
         if walk.stack.count >= max_frames {
             break;
         }
-        if step(layout, &raw mut *walk) == 0 {
+        if python_step(process, walk) == 0 {
             count(Counter::PythonUnreadable);
             walk.stack.flags = STACK_BROKEN;
             break;
@@ -215,15 +215,20 @@ fn byte(words: &[u64; FRAME_WORDS], offset: u16) -> u8 {
     (field(words, offset) >> (u64::from(offset & 7) * 8)) as u8
 }
 
-/// Notes the frame that the walk is at and goes to its caller; 0 when something cannot be read. A global function: beside
-/// its two copies of user memory a call costs little, and the verifier would follow each of the frames.
+/// [`step`], as a global function: verifiers before Linux 6.12 give up on it within the loop.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn step(layout: *const PythonLayout, walk: *mut Walk) -> u32 {
+extern "C" fn python_step(process: *const PythonProcess, walk: *mut Walk) -> u32 {
     // SAFETY: each is null or what the caller has: a live map value, this thread's walk.
-    let (Some(layout), Some(walk)) = (unsafe { layout.as_ref() }, unsafe { walk.as_mut() }) else {
-        return 0;
-    };
+    match unsafe { (process.as_ref(), walk.as_mut()) } {
+        (Some(process), Some(walk)) => step(&process.layout, walk),
+        _ => 0,
+    }
+}
+
+/// Notes the frame that the walk is at and goes to its caller; 0 when something cannot be read.
+#[inline(always)]
+fn step(layout: &PythonLayout, walk: &mut Walk) -> u32 {
     if !copy(&mut walk.frame, layout.frame_bytes, walk.at) {
         return 0;
     }
@@ -310,7 +315,7 @@ pub extern "C" fn python_domain(slot: *const Slot, instance: u32, parent: u32) -
         if caller as u32 >= slot.stack.count {
             break;
         }
-        let domain = domain_of(process, slot.stack.frames[caller], caller == 1);
+        let domain = domain_of(process, slot.stack.frames[caller], u32::from(caller == 1));
         if domain == NATIVE {
             break;
         }
@@ -319,9 +324,15 @@ pub extern "C" fn python_domain(slot: *const Slot, instance: u32, parent: u32) -
     found
 }
 
-#[inline(always)]
-fn domain_of(process: &PythonProcess, return_address: u64, innermost: bool) -> u32 {
+/// A global function for the same reason as [`python_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn domain_of(process: *const PythonProcess, return_address: u64, innermost: u32) -> u32 {
     let mut found = Domain::Native as u32;
+    // SAFETY: null or a live map value.
+    let Some(process) = (unsafe { process.as_ref() }) else {
+        return found;
+    };
     let pc = return_address.wrapping_sub(1);
     for n in 0..MAX_PYTHON_RANGES {
         if n as u32 >= process.count {
@@ -329,7 +340,7 @@ fn domain_of(process: &PythonProcess, return_address: u64, innermost: bool) -> u
         }
         let range = &process.ranges[n];
         let inside = pc.wrapping_sub(range.start) < range.end.wrapping_sub(range.start);
-        if inside && (range.inlined == 0 || (innermost && found == Domain::Native as u32)) {
+        if inside && (range.inlined == 0 || (innermost != 0 && found == Domain::Native as u32)) {
             found = range.domain;
         }
     }

@@ -4,13 +4,12 @@
 use core::ffi::c_void;
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::{
-    bpf_probe_read_kernel,
-    generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_probe_read_user},
+use aya_ebpf::helpers::generated::{
+    bpf_find_vma, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user,
 };
 use memwatch_common::{
     Config, Counter, ProcessState, Stack,
-    limits::{CACHED_RULES_BITS, KNOWN_STACKS_BITS, MAX_FRAMES, STACK_CHUNK},
+    limits::{CACHED_RULES_BITS, KNOWN_STACKS_BITS, MAX_FRAMES, MAX_FRAMES_AT_ONCE, STACK_CHUNK},
     stack::{STACK_BROKEN, STACK_COMPLETE, STACK_TRUNCATED, STACK_UNKNOWN},
     unwind::{
         BLOCK_ROWS, CachedRule, MAX_RANGES, PAGE_SHIFT, Page, PageKey, RULE_ENTRY, RULE_FRAME_POINTER,
@@ -49,8 +48,12 @@ const _: () = assert!(BLOCK_ROWS.is_power_of_two());
 /// Any address is allowed; the helper checks it.
 #[inline(always)]
 pub unsafe fn read_kernel(address: u64) -> u64 {
-    // SAFETY: the helper fails on bad addresses.
-    unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or(0)
+    let mut value = 0_u64;
+    // Whether it could be read is not asked: where not, the helper leaves zeros, and one way less through a loop makes
+    // the difference to verifiers before Linux 6.12.
+    // SAFETY: writes one word of the program's own stack; the helper fails on bad addresses.
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const _) };
+    value
 }
 
 #[inline(always)]
@@ -91,16 +94,43 @@ fn frames(config: &Config, state: &ProcessState, slot: &mut Slot) -> u32 {
     walk_frames(slot, seed, from, config.max_frames)
 }
 
+/// Frames that one call of [`walk_some`] goes through at most.
+const PIECE: u32 = MAX_FRAMES_AT_ONCE;
+
+/// Frames that one call of [`walk_some`] goes through on this kernel. Read-only, so that the verifier sees the loop end.
+#[unsafe(no_mangle)]
+static FRAMES_AT_ONCE: Global<u32> = Global::new(1);
+
+/// What [`walk_some`] gives when there is more.
+const WALK_ON: u32 = u32::MAX;
+
 /// From the slot's frame outwards; gives the stack's flags. `seed` stands for the process's code as it is mapped now.
 /// `from` is its instance and, above, the one whose code it began with, or 0.
 ///
 /// A global function, as all below that the loop calls: the verifier looks at it once, with any arguments, instead of
-/// once for each state in which it is called. Their pointers may be null as far as the verifier knows. The loop
-/// itself calls nothing for a frame whose rule is remembered: each return costs dearly where the kernel guards returns.
+/// once for each state in which it is called. Their pointers may be null as far as the verifier knows. The loop is in
+/// two, as older verifiers forget what they have seen of a long one with many ways through it, and give up.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn walk_frames(slot_at: *mut Slot, seed: u64, from: u64, max_frames: u32) -> u32 {
-    for index in 0..=MAX_FRAMES {
+extern "C" fn walk_frames(slot: *mut Slot, seed: u64, from: u64, max_frames: u32) -> u32 {
+    for _ in 0..=MAX_FRAMES {
+        let flags = walk_some(slot, seed, from, max_frames);
+        if flags != WALK_ON {
+            return flags;
+        }
+    }
+    STACK_TRUNCATED
+}
+
+/// Some frames more. The loop itself calls nothing for a frame whose rule is remembered: each return costs dearly
+/// where the kernel guards returns.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_some(slot_at: *mut Slot, seed: u64, from: u64, max_frames: u32) -> u32 {
+    for index in 0..PIECE {
+        if index >= FRAMES_AT_ONCE.load() {
+            return WALK_ON;
+        }
         // SAFETY: null or this thread's slot.
         let Some(slot) = (unsafe { slot_at.as_mut() }) else {
             return STACK_BROKEN;
@@ -108,6 +138,7 @@ extern "C" fn walk_frames(slot_at: *mut Slot, seed: u64, from: u64, max_frames: 
         if slot.stack.count >= max_frames {
             return STACK_TRUNCATED;
         }
+        let first = slot.stack.count == 0;
         let number = rule_number(slot_at, slot.frame.lookup_address(), seed, from);
         if number == RULE_UNMAPPED && slot.guessed != 0 {
             // What the frame pointer led to is no code: it was not one.
@@ -117,7 +148,7 @@ extern "C" fn walk_frames(slot_at: *mut Slot, seed: u64, from: u64, max_frames: 
         let known = number != RULE_NONE && number != RULE_UNMAPPED;
         let number = if known {
             number
-        } else if index == 0 {
+        } else if first {
             // Probes sit where nothing has been pushed yet.
             RULE_ENTRY
         } else if slot.frame.rbp == 0 {
@@ -125,7 +156,7 @@ extern "C" fn walk_frames(slot_at: *mut Slot, seed: u64, from: u64, max_frames: 
         } else {
             RULE_FRAME_POINTER
         };
-        slot.guessed = u32::from(!known && index != 0);
+        slot.guessed = u32::from(!known && !first);
         let Some(rule) = RULES.get(u32::from(number)) else {
             return stop(Counter::StackNoRule);
         };
@@ -142,7 +173,7 @@ extern "C" fn walk_frames(slot_at: *mut Slot, seed: u64, from: u64, max_frames: 
             _ => return stop(Counter::StackNoRule),
         }
     }
-    STACK_TRUNCATED
+    WALK_ON
 }
 
 const NEXT: u32 = Step::Next as u32;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     probe::{
         attach::{Attacher, Scope},
-        capabilities::{KERNEL_BTF, TaskLayout},
+        capabilities::{KERNEL_BTF, TaskLayout, kernel_version},
         links::{Method, UprobePrograms},
         load::{KernelSide, OBJECT},
         plan::{Abilities, ModulePlan},
@@ -23,7 +23,7 @@ use crate::{
         ProcRoot,
         select::{Selector, Target},
     },
-    watch::start::{kernel_version, load_only},
+    watch::start::load_only,
 };
 
 /// One thing that was looked at.

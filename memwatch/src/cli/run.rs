@@ -20,6 +20,7 @@ use crate::{
     controller::{self, Printer},
     probe::{
         attach::{self, Attacher, Scope},
+        capabilities::kernel_version,
         links::UprobePrograms,
         load::{Bounds, OBJECT},
         plan::Abilities,
@@ -163,7 +164,7 @@ fn bench_floor(resolved: &Resolved) -> Result<ExitCode> {
     };
     let mut kernel = start::load_only(&bounds(resolved), resolved.method)?;
     kernel.programs = UprobePrograms::load_empty(OBJECT, &kernel.ebpf)?;
-    let (major, minor) = start::kernel_version();
+    let (major, minor) = kernel_version();
     let abilities = Abilities::of_kernel(major, minor, true);
     let mut attacher = Attacher::new(ProcRoot::default(), abilities, Scope::Process);
     for pid in pids {
@@ -185,7 +186,8 @@ fn bench_floor(resolved: &Resolved) -> Result<ExitCode> {
 fn list(resolved: &Resolved) -> Result<ExitCode> {
     let mut output = Output::open(&resolved.output.destination)?;
     let proc = ProcRoot::default();
-    let abilities = Abilities::of_kernel(start::kernel_version().0, start::kernel_version().1, true);
+    let (major, minor) = kernel_version();
+    let abilities = Abilities::of_kernel(major, minor, true);
     let mut gatherer = ps::Gatherer::new(proc.clone(), |module: &Module| {
         attach::is_allocator(module, &abilities)
     });

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use btf_rs::{Btf, Type};
-use memwatch_common::Config;
+use memwatch_common::{Config, limits};
 
 /// Where the running kernel keeps what the kernel side reads of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl TaskLayout {
             return_address: offset(&btf, "return_instance", "orig_ret_vaddr")?,
             return_next: offset(&btf, "return_instance", "next")?,
             vma_flags: offset(&btf, "vm_area_struct", "vm_flags")?,
-            finds_mappings: btf.resolve_types_by_name("bpf_find_vma").is_ok(),
+            finds_mappings: is_known(&btf, "bpf_find_vma"),
             fsbase: thread_pointer(&btf)?,
         })
     }
@@ -77,6 +77,12 @@ impl TaskLayout {
 /// Read as a whole first: out of the file itself each of its hundred thousand types would take system calls.
 fn kernel_types() -> Result<Btf> {
     Ok(Btf::from_bytes(&std::fs::read(KERNEL_BTF)?)?)
+}
+
+/// Whether the kernel has anything of that name: to the library, having nothing is no error.
+fn is_known(btf: &Btf, name: &str) -> bool {
+    btf.resolve_types_by_name(name)
+        .is_ok_and(|types| !types.is_empty())
 }
 
 /// Where user space's thread pointer is kept. x86-64; other processors have it elsewhere.
@@ -112,4 +118,37 @@ fn member_bits(btf: &Btf, structure: &Type, name: &str) -> Option<u32> {
         let inner = btf.resolve_chained_type(member).ok()?;
         member_bits(btf, &inner, name).map(|bits| bits + member.bit_offset())
     })
+}
+
+/// Major and minor version of the running kernel; 0.0 where it cannot be read.
+pub fn kernel_version() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    parse_version(&release).unwrap_or((0, 0))
+}
+
+fn parse_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// How many frames the kernel side's walk goes through in one call. Verifiers of older kernels give up on more than a few.
+pub fn frames_at_once() -> u32 {
+    if kernel_version() >= (6, 12) {
+        limits::MAX_FRAMES_AT_ONCE
+    } else {
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_of_all_distributions() {
+        assert_eq!(parse_version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(parse_version("5.15.0-101-generic"), Some((5, 15)));
+        assert_eq!(parse_version("6.1.0-18-amd64"), Some((6, 1)));
+        assert_eq!(parse_version(""), None);
+    }
 }

@@ -68,6 +68,10 @@ impl Method {
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+/// The most that Linux 5.15 takes. It keeps the beginning of what does not fit, and the reason stands at the end.
+const VERIFIER_LOG: usize = (1 << 24) - 1;
+/// A path that no kernel takes for a binary.
+const NO_BINARY: &CStr = c"/";
 
 /// A place to probe in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,13 +103,36 @@ impl UprobePrograms {
             Method::Multi | Method::PerfEvent => ("alloc_entry", Some("alloc_return")),
         };
         let loader = Loader::new(object, ebpf)?;
-        Ok(Self {
+        let programs = Self {
             method,
             entry: loader.load(entry, method.attach_type())?,
             on_return: on_return
                 .map(|name| loader.load(name, method.attach_type()))
                 .transpose()?,
-        })
+        };
+        if method != Method::PerfEvent {
+            programs.try_link()?;
+        }
+        Ok(programs)
+    }
+
+    /// Whether the kernel makes links of this kind. That it took the program says nothing: older kernels do not look at
+    /// what a uprobe program is to be attached to. Nothing is probed by this.
+    fn try_link(&self) -> Result<()> {
+        let name = self.method.name();
+        let try_once = |pid| self.link(&self.entry, NO_BINARY, &[0], &[0], pid, 0);
+        // A kernel that knows the link finds that a folder is no binary.
+        match try_once(None) {
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => {}
+            Err(error) => return Err(anyhow!(error).context(format!("this kernel makes no {name} links"))),
+            Ok(_) => bail!("this kernel makes {name} links to what is no binary"),
+        }
+        // The first kernels with the link took the number of a process as that of a thread, and probed no other thread
+        // of it. Those that do it right refuse an impossible number before they look at the path.
+        match try_once(Some(u32::MAX)) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            _ => bail!("this kernel's {name} links to a process see only one of its threads"),
+        }
     }
 
     /// Loads the program that does nothing but take the hit; only for measuring.
@@ -178,6 +205,25 @@ impl UprobePrograms {
     ) -> Result<OwnedFd> {
         let offsets: Vec<u64> = points.iter().map(|point| point.offset).collect();
         let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
+        self.link(program, path, &offsets, &cookies, pid, flags)
+            .with_context(|| {
+                format!(
+                    "cannot probe {} functions in {}",
+                    points.len(),
+                    path.to_string_lossy()
+                )
+            })
+    }
+
+    fn link(
+        &self,
+        program: &OwnedFd,
+        path: &CStr,
+        offsets: &[u64],
+        cookies: &[u64],
+        pid: Option<u32>,
+        flags: u32,
+    ) -> io::Result<OwnedFd> {
         let mut attr = zeroed_attr();
         // SAFETY: plain integers in a union of plain integers; the pointers live until the call returns.
         unsafe {
@@ -187,17 +233,11 @@ impl UprobePrograms {
             multi.path = path.as_ptr() as u64;
             multi.offsets = offsets.as_ptr() as u64;
             multi.cookies = cookies.as_ptr() as u64;
-            multi.cnt = points.len() as u32;
+            multi.cnt = offsets.len() as u32;
             multi.flags = flags;
             multi.pid = pid.unwrap_or(0);
         }
-        bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).with_context(|| {
-            format!(
-                "cannot probe {} functions in {}",
-                points.len(),
-                path.to_string_lossy()
-            )
-        })
+        bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
     }
 }
 
@@ -322,7 +362,7 @@ impl Loader {
         // Without a log first: it costs time, and only a refusal needs it.
         self.try_load(name, &program.license, function, attach_type, &mut [])
             .or_else(|error| {
-                let mut log = vec![0; 1 << 20];
+                let mut log = vec![0; VERIFIER_LOG];
                 match self.try_load(name, &program.license, function, attach_type, &mut log) {
                     Ok(fd) => Ok(fd),
                     Err(_) => Err(anyhow!(error).context(verifier_message(name, &log))),
@@ -369,9 +409,10 @@ impl Loader {
 
 /// The verifier's last words, on one line.
 fn verifier_message(name: &str, log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
+    // Behind the end stands what the verifier wrote earlier and took back.
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]);
     let last: Vec<&str> = text
-        .trim_end_matches('\0')
         .lines()
         .rev()
         .filter(|line| !line.is_empty())

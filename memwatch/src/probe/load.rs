@@ -14,7 +14,7 @@ use memwatch_common::{
 };
 
 use super::{
-    capabilities::TaskLayout,
+    capabilities::{TaskLayout, frames_at_once},
     links::{Method, UprobePrograms, map_fd},
     tracefs,
 };
@@ -98,6 +98,7 @@ impl KernelSide {
         let mut ebpf = EbpfLoader::new()
             .allow_unsupported_maps()
             .override_global("FINDS_MAPPINGS", &u8::from(layout.finds_mappings), true)
+            .override_global("FRAMES_AT_ONCE", &frames_at_once(), true)
             .map_max_entries("LIVE", bounds.live_blocks)
             .map_max_entries("SITES", bounds.sites)
             .map_max_entries("STACKS", bounds.stacks)

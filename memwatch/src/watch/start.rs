@@ -18,6 +18,7 @@ use crate::{
     model::{query::UnknownName, state::Model},
     probe::{
         attach::{Attacher, Scope},
+        capabilities::kernel_version,
         links::Method,
         load::{Bounds, KernelSide},
         plan::Abilities,
@@ -384,33 +385,9 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Major and minor version of the running kernel; 0.0 where it cannot be read.
-pub fn kernel_version() -> (u32, u32) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    parse_version(&release).unwrap_or((0, 0))
-}
-
-fn parse_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 /// Used where a kernel side is needed without a target.
 pub fn load_only(bounds: &Bounds, method: Method) -> Result<KernelSide> {
     KernelSide::load(bounds, method)
         .map_err(not_permitted)
         .context("cannot load the kernel side")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernel_versions_of_all_distributions() {
-        assert_eq!(parse_version("6.18.44-fc-v595"), Some((6, 18)));
-        assert_eq!(parse_version("5.15.0-101-generic"), Some((5, 15)));
-        assert_eq!(parse_version("6.1.0-18-amd64"), Some((6, 1)));
-        assert_eq!(parse_version(""), None);
-    }
 }
