@@ -1,7 +1,7 @@
 //! Every map, and the counters.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -149,6 +149,11 @@ pub fn touch(config: &Config, key: &SiteKey, site: &mut SiteTotals) {
         return;
     }
     site.tick = config.tick;
+    // What else is told here cannot be found out in another way: sites leave it half of the room.
+    if EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > u64::from(limits::RING_BYTES / 2) {
+        count(Counter::RingFull);
+        return;
+    }
     let mut event = Event::ZERO;
     event.kind = EventKind::Site as u32;
     event.instance = key.instance;
