@@ -103,6 +103,10 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         alloc::free(config, state, cookie, registers.argument_0());
         return SKIP_RETURN;
     }
+    if cookie.function() == Function::PythonPoolSite as u8 {
+        alloc::pool_begins(config, state, cookie, registers);
+        return SKIP_RETURN;
+    }
     if alloc::begin(config, state, &caller, cookie, registers) {
         SEE_RETURN
     } else {

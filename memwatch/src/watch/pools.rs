@@ -33,7 +33,7 @@ pub struct Pools {
     map: OwnedFd,
     mode: PythonMode,
     processes: HashMap<u32, PoolSites>,
-    /// When the pools were last read, and how long that took.
+    /// When the pools were last read, and what that took.
     read: Option<(Instant, Duration)>,
 }
 
@@ -65,8 +65,8 @@ impl Pools {
             Some(Base::Mimalloc) => return Some("it is a free-threaded build, which has no pools"),
             _ => {}
         }
-        if allocator.new_pool.is_none() {
-            return Some("this build has no function that begins a pool");
+        if allocator.new_pool.is_none() && allocator.pool_sites.is_empty() {
+            return Some("it could not be found where this build begins a pool");
         }
         self.processes.entry(instance).or_default();
         None
@@ -101,8 +101,10 @@ impl Pools {
             .read
             .is_none_or(|(at, took)| now.duration_since(at) >= took * SHARE_OF_TIME);
         if !self.processes.is_empty() && due {
+            let began = clock::thread_cpu();
+            sample.pools_ns = Some(clock::monotonic_ns());
             self.read_all(names, sample)?;
-            self.read = Some((Instant::now(), now.elapsed()));
+            self.read = Some((now, clock::thread_cpu().saturating_sub(began)));
         }
         if let Some(scan) = &mut sample.live {
             self.add_ages(scan, older_than_ns);
