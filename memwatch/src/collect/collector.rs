@@ -141,6 +141,7 @@ impl Collector {
             tick,
             sites,
             pools: Vec::new(),
+            pools_ns: None,
             events: std::mem::take(&mut self.events),
             counters,
             live,
