@@ -236,10 +236,7 @@ impl Watch {
                 memory,
             } => {
                 if let Some(why) = self.pools.add(instance, &interpreter, &memory) {
-                    self.notice(
-                        format!("small Python objects are not shown: {why}"),
-                        Effect::Stacks,
-                    );
+                    self.notice(why.to_owned(), Effect::Stacks);
                 }
                 self.symbolizer.python().add(instance, interpreter.into(), memory);
                 for domain in pythons::DOMAINS {

@@ -58,15 +58,25 @@ impl Pools {
         if self.mode == PythonMode::Off || self.mode == PythonMode::Exact && !allocator.is_inlined() {
             return None;
         }
+        // Such a build has pymalloc's code too, and never runs it.
+        if interpreter.build.free_threaded {
+            return Some(
+                "Python objects are not shown: a free-threaded build has them all in mimalloc's pages (--python exact shows them)",
+            );
+        }
         let active = interpreter.active_allocator(PythonDomain::Object, memory);
-        match active.ok().flatten().map(|active| active.base) {
-            // Each block is libc's then.
-            Some(Base::Malloc) => return None,
-            Some(Base::Mimalloc) => return Some("it is a free-threaded build, which has no pools"),
-            _ => {}
+        // Each block is libc's then.
+        if active
+            .ok()
+            .flatten()
+            .is_some_and(|active| active.base == Base::Malloc)
+        {
+            return None;
         }
         if allocator.new_pool.is_none() && allocator.pool_sites.is_empty() {
-            return Some("it could not be found where this build begins a pool");
+            return Some(
+                "small Python objects are not shown: it could not be found where this build begins a pool",
+            );
         }
         self.processes.entry(instance).or_default();
         None
