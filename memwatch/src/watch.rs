@@ -315,6 +315,7 @@ impl Watch {
         }
         self.pools
             .collect(self.symbolizer.python(), &mut sample, older_than_ns(query))?;
+        self.pythons.learn(self.symbolizer.python());
         let changed = sample.sites.iter().map(|(key, _)| key);
         for key in changed.chain(sample.pools.iter().map(|pools| &pools.key)) {
             self.symbolizer.read_python(key.instance, key.stack);

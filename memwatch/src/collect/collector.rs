@@ -38,7 +38,7 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 20] = [
+const ALL_MAPS: [&str; 22] = [
     "LIVE",
     "POOLS",
     "SITES",
@@ -58,6 +58,8 @@ const ALL_MAPS: [&str; 20] = [
     "KNOWN_STACKS",
     "PYTHONS",
     "PYTHON_AT",
+    "PYTHON_CODES",
+    "PYTHON_CODES_TOLD",
     "PYTHON_STACKS",
 ];
 
