@@ -24,10 +24,13 @@ pub enum Function {
     Pvalloc = 8,
     /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool
     PythonPool = 9,
+    /// CPython begins to use a pool here, in the middle of a function (3.8 and 3.9). The id is the number of the register
+    /// that holds its address.
+    PythonPoolSite = 11,
 }
 
 impl Function {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malloc,
         Self::Calloc,
         Self::Realloc,
@@ -37,6 +40,7 @@ impl Function {
         Self::PosixMemalign,
         Self::Pvalloc,
         Self::PythonPool,
+        Self::PythonPoolSite,
     ];
 
     pub const fn from_u8(value: u8) -> Option<Self> {
@@ -50,24 +54,25 @@ impl Function {
             7 => Some(Self::PosixMemalign),
             8 => Some(Self::Pvalloc),
             9 => Some(Self::PythonPool),
+            11 => Some(Self::PythonPoolSite),
             _ => None,
         }
     }
 
     /// Whether the result matters, so that the function's return must be seen too.
     pub const fn has_return(self) -> bool {
-        !matches!(self, Self::Free)
+        !matches!(self, Self::Free | Self::PythonPoolSite)
     }
 
     /// Whether it gives out blocks of its own, which are counted one by one.
     pub const fn allocates(self) -> bool {
-        !matches!(self, Self::Free | Self::PythonPool)
+        !matches!(self, Self::Free | Self::PythonPool | Self::PythonPoolSite)
     }
 
     /// How many of the first argument registers must still be intact where the probe sits.
     pub const fn arguments(self) -> usize {
         match self {
-            Self::PythonPool => 0,
+            Self::PythonPool | Self::PythonPoolSite => 0,
             Self::Malloc | Self::Free | Self::Pvalloc => 1,
             Self::Calloc | Self::Realloc | Self::Memalign => 2,
             Self::Reallocarray | Self::PosixMemalign => 3,
@@ -123,6 +128,11 @@ impl Cookie {
     }
 
     #[inline]
+    pub const fn id(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    #[inline]
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32 % Self::GENERATIONS
     }
@@ -153,6 +163,7 @@ mod tests {
             assert_eq!(Function::from_u8(cookie.function()), Some(function));
             assert_eq!(cookie.domain(), Domain::PythonObject as u8);
             assert!(cookie.has_flag(FLAG_GLIBC));
+            assert_eq!(cookie.id(), 200);
             assert_eq!(cookie.generation(), 0xd_beef);
             assert!(cookie.may_sit_at(0x7fff_0000_0678));
             assert!(!cookie.may_sit_at(0x7fff_0000_0679));

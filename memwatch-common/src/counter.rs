@@ -83,6 +83,9 @@ counters! {
     PythonUnreadable = "python_unreadable", Stacks;
     /// Python stacks cut at the frame limit (raise --max-depth)
     PythonTruncated = "python_truncated", Stacks;
+    /// Python code objects whose content was not kept when it was first seen, because the map of these is full; they are
+    /// read later if they are still there
+    PythonCodesFull = "python_codes_full", Work;
     /// allocations shown without their Python frames because the map of Python stacks is full (raise --max-stacks)
     PythonStacksFull = "python_stacks_full", Stacks;
     /// pools of small Python objects shown without a stack because the map of pools is full

@@ -50,6 +50,12 @@ pub const MAX_PYTHON_FRAMES: usize = 127;
 /// Ranges of an interpreter's code that say for which domain it allocates.
 pub const MAX_PYTHON_RANGES: usize = 32;
 
+/// Code objects of Python whose content waits to be read by user space; 3 KiB each. Made as they come.
+pub const PYTHON_CODES: u32 = 4096;
+
+/// Code objects that were told already. The ones not seen for longest make room.
+pub const PYTHON_CODES_TOLD: u32 = 1 << 14;
+
 /// Pools of small Python objects (16 KiB each) whose stack is known: 16 GiB of them. Made as they come, at about 100
 /// bytes each.
 pub const PYTHON_POOLS: u32 = 1 << 20;

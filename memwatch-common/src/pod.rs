@@ -27,6 +27,8 @@ pod!(
     unwind::Space
 );
 pod!(
+    python::CodeCopy,
+    python::CodeKey,
     python::PythonLayout,
     python::OpenedPool,
     python::PythonProcess,

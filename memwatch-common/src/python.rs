@@ -161,6 +161,41 @@ pub struct PythonStack {
     pub frames: [PythonFrame; MAX_PYTHON_FRAMES],
 }
 
+/// A code object as it was when it was first seen in a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct CodeKey {
+    pub code: u64,
+    pub instance: u32,
+    /// See [`fingerprint`].
+    pub fingerprint: u32,
+}
+
+const _: () = assert!(size_of::<CodeKey>() == 16);
+
+pub const CODE_BYTES: usize = 256;
+pub const CODE_FILE_BYTES: usize = 320;
+pub const CODE_NAME_BYTES: usize = 256;
+pub const CODE_TABLE_BYTES: usize = 2048;
+
+/// The beginnings of a code object and of what it refers to. Code that a program runs once, as a module's, is gone before
+/// user space could read it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CodeCopy {
+    /// How many bytes there are of each.
+    pub object_bytes: u32,
+    pub file_bytes: u32,
+    pub name_bytes: u32,
+    pub table_bytes: u32,
+    pub object: [u8; CODE_BYTES],
+    pub file: [u8; CODE_FILE_BYTES],
+    pub name: [u8; CODE_NAME_BYTES],
+    pub table: [u8; CODE_TABLE_BYTES],
+}
+
+const _: () = assert!(size_of::<CodeCopy>() == 2896);
+
 /// Bytes of a pool of small objects, and what its address is a multiple of (3.10 on, where taking one is a function).
 pub const POOL_BYTES: u64 = 16 << 10;
 

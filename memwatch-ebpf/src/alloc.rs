@@ -219,7 +219,10 @@ pub fn finish(
         return;
     }
     if cookie.function() == PYTHON_POOL {
-        pool_opened(state.instance, call.stack, registers.result());
+        let block = registers.result();
+        if block != 0 {
+            pool_opened(state.instance, call.stack, block & !(POOL_BYTES - 1));
+        }
         if index == 0 {
             forget_inner(slot);
         }
@@ -238,15 +241,30 @@ pub fn finish(
     }
 }
 
-/// A pool is in use from here on. The block need not be its first: a pool that had blocks of the same size before is
-/// used as it was left.
+/// A pool is about to be in use: its head is being written.
 #[inline(always)]
-fn pool_opened(instance: u32, stack: u64, block: u64) {
-    if block == 0 {
-        return;
-    }
+pub fn pool_begins(
+    config: &Config,
+    state: &ProcessState,
+    slot: &mut Slot,
+    cookie: Cookie,
+    registers: Registers<'_>,
+) {
+    let start = unwind::Start {
+        ip: registers.instruction(),
+        sp: registers.stack(),
+        fp: registers.frame(),
+    };
+    let stack = unwind::walk(config, state, slot, &start);
+    pool_opened(state.instance, stack, registers.numbered(cookie.id()));
+}
+
+/// A pool is in use from here on. It need not be empty of old blocks' traces: one that had blocks of the same size before
+/// is used as it was left.
+#[inline(always)]
+fn pool_opened(instance: u32, stack: u64, address: u64) {
     let key = LiveKey {
-        address: block & !(POOL_BYTES - 1),
+        address,
         instance,
         reserved: 0,
     };

@@ -3,14 +3,14 @@
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use memwatch_common::{
     Config, Counter, Event, LiveKey, LiveValue, ProcessKey, ProcessState, SiteKey, SiteTotals, Stack,
     counter::COUNTERS,
     limits,
     process::{PROCESS_EXITED, state_place, state_places},
-    python::{OpenedPool, PythonProcess, PythonStack},
+    python::{CodeCopy, CodeKey, OpenedPool, PythonProcess, PythonStack},
     unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
 };
 
@@ -79,6 +79,15 @@ pub static PYTHON_AT: Array<u32> = Array::with_max_entries(SPACE_VERSIONS_KEPT a
 #[map]
 pub static PYTHON_STACKS: HashMap<u64, PythonStack> =
     HashMap::with_max_entries(limits::DEFAULT_STACKS, BPF_F_NO_PREALLOC);
+
+/// Python code objects seen for the first time since user space last looked; it takes them out.
+#[map]
+pub static PYTHON_CODES: HashMap<CodeKey, CodeCopy> =
+    HashMap::with_max_entries(limits::PYTHON_CODES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static PYTHON_CODES_TOLD: LruHashMap<CodeKey, u32> =
+    LruHashMap::with_max_entries(limits::PYTHON_CODES_TOLD, 0);
 
 /// Who took each of pymalloc's pools into use, by its address. How much of it is in use stands in the pool itself.
 #[map]

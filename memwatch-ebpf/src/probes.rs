@@ -120,6 +120,10 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
     let Some(slot) = own.or_else(|| slot_of(state)) else {
         return SKIP_RETURN;
     };
+    if cookie.function() == Function::PythonPoolSite as u8 {
+        alloc::pool_begins(config, state, slot, cookie, registers);
+        return SKIP_RETURN;
+    }
     if alloc::begin(config, state, slot, cookie, registers) {
         SEE_RETURN
     } else {

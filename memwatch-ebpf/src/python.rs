@@ -6,9 +6,9 @@ use memwatch_common::{
     Config, Counter, Domain, ProcessState, PythonLayout,
     limits::{MAX_PYTHON_FRAMES, MAX_PYTHON_RANGES},
     python::{
-        FRAME_SHIM, GLIBC_KEYS_IN_BLOCK, INSTRUCTION_POINTER, MAX_CODE_BYTES, MAX_FRAME_BYTES, NO_FIELD,
-        PythonFrame, PythonProcess, PythonStack, TLS_GLIBC_KEY, TLS_MODULE, TLS_MUSL_KEY, TLS_STATIC,
-        fingerprint,
+        CodeCopy, CodeKey, FRAME_SHIM, GLIBC_KEYS_IN_BLOCK, INSTRUCTION_POINTER, MAX_CODE_BYTES,
+        MAX_FRAME_BYTES, NO_FIELD, PythonFrame, PythonProcess, PythonStack, TLS_GLIBC_KEY, TLS_MODULE,
+        TLS_MUSL_KEY, TLS_STATIC, fingerprint,
     },
     stack::{STACK_BROKEN, STACK_COMPLETE, STACK_TRUNCATED},
     unwind::code_place,
@@ -16,7 +16,7 @@ use memwatch_common::{
 
 use crate::{
     bound::mask,
-    maps::{PYTHON_AT, PYTHON_STACKS, PYTHONS, count},
+    maps::{PYTHON_AT, PYTHON_CODES, PYTHON_CODES_TOLD, PYTHON_STACKS, PYTHONS, count},
     slot::{Slot, TaskStorage},
     unwind::read_kernel,
 };
@@ -37,6 +37,7 @@ struct Walk {
     stack: PythonStack,
     /// The frame after the last, which the verifier believes to be written.
     beyond: PythonFrame,
+    copy: CodeCopy,
 }
 
 #[unsafe(link_section = ".maps")]
@@ -124,7 +125,7 @@ extern "C" fn take_frames(instance: u32, parent: u32, thread: u64, max_frames: u
     if walk.stack.flags == STACK_TRUNCATED {
         count(Counter::PythonTruncated);
     }
-    keep(walk)
+    keep(walk, instance, parent)
 }
 
 /// The address of the innermost frame, 0 where the thread runs no Python, none where it could not be read.
@@ -289,12 +290,79 @@ fn push(walk: &mut Walk, frame: &PythonFrame) {
 
 /// Puts the frames into `PYTHON_STACKS` unless they are there already.
 #[inline(always)]
-fn keep(walk: &Walk) -> u64 {
+fn keep(walk: &Walk, instance: u32, parent: u32) -> u64 {
     let hash = if walk.hash == 0 { 1 } else { walk.hash };
-    if PYTHON_STACKS.get_ptr(&hash).is_some() || PYTHON_STACKS.insert(&hash, &walk.stack, 0).is_ok() {
+    if PYTHON_STACKS.get_ptr(&hash).is_some() {
+        return hash;
+    }
+    if PYTHON_STACKS.insert(&hash, &walk.stack, 0).is_ok() {
+        tell_codes(instance, parent);
         return hash;
     }
     count(Counter::PythonStacksFull);
+    0
+}
+
+/// Keeps what the code objects of a new stack hold, unless that was done before.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_codes(instance: u32, parent: u32) -> u32 {
+    let (Some(process), Some(walk)) = (process(instance, parent), WALKS.of_this_thread()) else {
+        return 0;
+    };
+    for n in 0..MAX_PYTHON_FRAMES {
+        if n as u32 >= walk.stack.count {
+            break;
+        }
+        let frame = &walk.stack.frames[n];
+        if frame.kind == u32::from(FRAME_SHIM) {
+            continue;
+        }
+        let key = CodeKey {
+            code: frame.code,
+            instance,
+            fingerprint: frame.fingerprint,
+        };
+        if PYTHON_CODES_TOLD.get_ptr(&key).is_none() {
+            tell_code(&process.layout, &mut walk.copy, &key);
+        }
+    }
+    1
+}
+
+/// What cannot be read now is left to user space.
+#[inline(always)]
+fn tell_code(layout: &PythonLayout, copy: &mut CodeCopy, key: &CodeKey) {
+    let pointer = |offset: u16| word(key.code + u64::from(offset)).unwrap_or(0);
+    let (file, name, table) = (
+        pointer(layout.code_file_name),
+        pointer(layout.code_name),
+        pointer(layout.code_line_table),
+    );
+    copy.object_bytes = beginning(&mut copy.object, key.code);
+    copy.file_bytes = beginning(&mut copy.file, file);
+    copy.name_bytes = beginning(&mut copy.name, name);
+    copy.table_bytes = beginning(&mut copy.table, table);
+    if PYTHON_CODES.insert(key, copy, 0).is_err() {
+        count(Counter::PythonCodesFull);
+        return;
+    }
+    // Where this fails the object is only told again.
+    let _ = PYTHON_CODES_TOLD.insert(key, &1, 0);
+}
+
+/// As much of what is at `from` as there is, by halves: it may lie at the end of what is mapped.
+#[inline(always)]
+fn beginning<const N: usize>(to: &mut [u8; N], from: u64) -> u32 {
+    const TRIES: usize = 5;
+    let mut bytes = N as u32;
+    for _ in 0..TRIES {
+        // SAFETY: at most as many bytes as there is room for; the helper checks the address.
+        if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), bytes, from as *const _) } == 0 {
+            return bytes;
+        }
+        bytes /= 2;
+    }
     0
 }
 

@@ -237,10 +237,7 @@ impl Watch {
                 memory,
             } => {
                 if let Some(why) = self.pools.add(instance, &interpreter, &memory) {
-                    self.notice(
-                        format!("small Python objects are not shown: {why}"),
-                        Effect::Stacks,
-                    );
+                    self.notice(why.to_owned(), Effect::Stacks);
                 }
                 self.symbolizer.python().add(instance, interpreter.into(), memory);
                 for domain in pythons::DOMAINS {
@@ -319,6 +316,7 @@ impl Watch {
         }
         self.pools
             .collect(self.symbolizer.python(), &mut sample, older_than_ns(query))?;
+        self.pythons.learn(self.symbolizer.python());
         let changed = sample.sites.iter().map(|(key, _)| key);
         for key in changed.chain(sample.pools.iter().map(|pools| &pools.key)) {
             self.symbolizer.read_python(key.instance, key.stack);

@@ -11,6 +11,7 @@ pub mod gdb;
 pub mod kernel;
 pub mod lines;
 pub mod mapped;
+pub mod pythons;
 pub mod recorded;
 pub mod server;
 pub mod stacks;

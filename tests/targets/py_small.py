@@ -23,28 +23,34 @@ class Node:
         self.d = value
 
 
-# None through a variable: a tuple of constants is made once.
-def triples(count, value=None):
-    return [(value, value, value) for i in range(count)]
+def of_16(least):
+    """So many values that a tuple of them takes a multiple of 16 bytes: that differs by version."""
+    while sys.getsizeof((None,) * least) % 16:
+        least += 1
+    return [None] * least
+
+
+def triples(count, values=of_16(3)):
+    return [tuple(values) for i in range(count)]
 
 
 def nodes(count):
     return [Node(None) for i in range(count)]
 
 
-def in_turn(count, value=None):
+def in_turn(count, values=of_16(9)):
     tuples = []
     strings = []
     for i in range(count):
-        tuples.append((value, value, value, value, value, value, value, value, value))
+        tuples.append(tuple(values))
         strings.append(bytes(63))
         if i % 100 == 0:
             tuples.append(bytes(2000))
     return tuples, strings
 
 
-def let_go(count, value=None):
-    gone = [(value, value, value, value, value) for i in range(count)]
+def let_go(count, values=of_16(5)):
+    gone = [tuple(values) for i in range(count)]
     del gone[count // 3 :]
     return gone
 

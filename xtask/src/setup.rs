@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: from a fresh machine to one that can build the kernel side.
 
 mod linker;
+mod pythons;
 
 use std::path::Path;
 
@@ -22,7 +23,7 @@ const COMPILER: [Package; 3] = [
     package("rust-web-src"),
 ];
 
-const FOR_TESTS: [Package; 19] = [
+const FOR_TESTS: [Package; 20] = [
     program("gcc", "gcc"),
     program("g++", "g++"),
     program("musl-gcc", "musl-tools"),
@@ -37,6 +38,7 @@ const FOR_TESTS: [Package; 19] = [
     program("dot", "graphviz"),
     program("chromium", "chromium"),
     package("python3-jsonschema"),
+    package("debian-archive-keyring"),
     program("gdb", "gdb"),
     program("bpftrace", "bpftrace"),
     package("libjemalloc2"),
@@ -64,6 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
     kernel_side()?;
     if options.tests {
         apt::install(&FOR_TESTS, "tests")?;
+        pythons::provide()?;
     }
     if options.bench {
         bench::setup()?;

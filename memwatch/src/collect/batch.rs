@@ -10,12 +10,16 @@ use aya_obj::generated::bpf_cmd;
 
 use crate::probe::links::{call, zeroed_attr};
 
-/// Entries read in one call: the copy of the largest value (2 MiB of sites) still fits the cache.
+/// Entries read in one call.
 const BATCH: usize = 4096;
+
+/// Of large values fewer, so that the copy (2 MiB of sites) still fits the cache.
+const BATCH_BYTES: usize = 2 << 20;
+const LEAST_BATCH: usize = 256;
 
 /// Calls `each` with every entry of a hash map. Entries that come or go meanwhile may or may not be seen.
 pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
-    let mut size = BATCH;
+    let mut size = (BATCH_BYTES / size_of::<V>().max(1)).clamp(LEAST_BATCH, BATCH);
     let mut keys: Vec<K> = zeroed(size);
     let mut values: Vec<V> = zeroed(size);
     let mut position: Option<u64> = None;

@@ -39,7 +39,7 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 22] = [
+const ALL_MAPS: [&str; 24] = [
     "LIVE",
     "POOLS",
     "SITES",
@@ -61,6 +61,8 @@ const ALL_MAPS: [&str; 22] = [
     "KNOWN_STACKS",
     "PYTHONS",
     "PYTHON_AT",
+    "PYTHON_CODES",
+    "PYTHON_CODES_TOLD",
     "PYTHON_STACKS",
 ];
 
@@ -146,6 +148,7 @@ impl Collector {
             tick,
             sites,
             pools: Vec::new(),
+            pools_ns: None,
             events: std::mem::take(&mut self.events),
             counters,
             live,

@@ -18,6 +18,8 @@ pub struct Sample {
     pub sites: Vec<(SiteKey, SiteTotals)>,
     /// Small Python objects by the stacks that opened their pools, as far as they changed.
     pub pools: Vec<PoolTotals>,
+    /// When the pools were read for that, if they were.
+    pub pools_ns: Option<u64>,
     /// In the order in which the kernel side sent them.
     pub events: Vec<Event>,
     /// Every watched process that has not ended, by pid.

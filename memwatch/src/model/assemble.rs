@@ -108,6 +108,9 @@ fn options(model: &Model, query: &Query, meta: &Meta) -> Options {
         include: query.include.clone(),
         exclude: query.exclude.clone(),
         domains: domains.map(|domain| domain.name().to_owned()).collect(),
+        estimated_age_seconds: estimated
+            .and_then(|_| model.pools_age_ns())
+            .map(|age| age as f64 / 1e9),
         estimated: estimated.iter().map(|domain| domain.name().to_owned()).collect(),
         follow: meta.follow,
         max_depth: meta.max_depth,

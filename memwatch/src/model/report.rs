@@ -65,6 +65,9 @@ pub struct Options {
     /// Domains of which a part is estimated, and not counted block by block.
     #[serde(default)]
     pub estimated: Vec<String>,
+    /// How long before this report that was estimated. Null where nothing was, and in recordings.
+    #[serde(default)]
+    pub estimated_age_seconds: Option<f64>,
     pub follow: bool,
     pub max_depth: u32,
     pub limit: u64,

@@ -60,6 +60,8 @@ pub struct Model {
     limits: BTreeMap<String, Limit>,
     kernel_map_bytes: Option<u64>,
     live: Option<LiveScan>,
+    /// When Python's pools were last read; 0: never.
+    pools_ns: u64,
     /// Sites and events that carried a number with no meaning here.
     undecoded: u64,
     /// Only in a model that a recording was read into: what there is no [`MappingSet`] to tell.
@@ -87,6 +89,7 @@ impl Model {
             limits: BTreeMap::new(),
             kernel_map_bytes: None,
             live: None,
+            pools_ns: 0,
             undecoded: 0,
             saved: None,
         }
@@ -113,6 +116,7 @@ impl Model {
         for pool in &sample.pools {
             self.update_pools(pool);
         }
+        self.pools_ns = sample.pools_ns.unwrap_or(self.pools_ns);
         self.update_mappings();
         self.let_go_of_replaced(&sample.events);
         self.counters = sample.counters;
@@ -380,6 +384,11 @@ impl Model {
 
     pub fn since_ns(&self) -> u64 {
         self.since_ns
+    }
+
+    /// How old what is known of Python's pools was at the last sample.
+    pub fn pools_age_ns(&self) -> Option<u64> {
+        (self.pools_ns > 0).then(|| self.at_ns.saturating_sub(self.pools_ns))
     }
 
     pub fn at_ns(&self) -> u64 {

@@ -8,9 +8,10 @@ use memwatch_common::{Cookie, Domain, Function};
 
 use super::forward_x86::{self, Mode, Target};
 use super::functions::{Family, Known};
-use super::placer::{self, Code, Emulation, Placement};
+use super::placer::{self, Code, Cost, Emulation, Placement};
 use super::symbols::{FoundFunction, Import, Machine, ModuleSymbols, SymbolError};
 use crate::model::report::ProbeNote;
+use crate::python::allocator::PoolSite;
 use crate::python::interpreter::PythonFile;
 
 /// What the running kernel can do.
@@ -104,7 +105,8 @@ impl ModulePlan {
 
     /// The file hands out blocks or pools of them.
     pub fn is_watched(&self) -> bool {
-        self.points.iter().any(|point| point.needs_return)
+        let hands_out = |point: &Point| point.needs_return || point.function == Function::PythonPoolSite;
+        self.points.iter().any(hands_out)
     }
 
     /// The functions without a probe, as reports show them.
@@ -167,7 +169,7 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
     inherit_needs(symbols, &forwards, &mut plan.points);
     let blocks = !plan.points.is_empty();
     plan.points
-        .extend(pool_point(symbols, bytes, &plan.module, *abilities));
+        .extend(pool_points(symbols, bytes, &plan.module, *abilities));
     if blocks && !frees {
         plan.notes
             .push("no function that frees: its blocks will look alive for ever".to_owned());
@@ -259,16 +261,31 @@ fn place_all<'a>(
 
 /// Where CPython takes a pool for small objects into use. The interpreter itself is looked at later, when it is known
 /// which process runs it.
-fn pool_point(symbols: &ModuleSymbols, bytes: &[u8], module: &str, abilities: Abilities) -> Option<Point> {
+fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], module: &str, abilities: Abilities) -> Vec<Point> {
     let python = |function: &FoundFunction| chosen(function).family == Family::Python;
     if !abilities.pools || !symbols.functions.iter().any(python) {
-        return None;
+        return Vec::new();
     }
-    let file = PythonFile::parse(bytes, module)?.ok()?;
+    let Some(Ok(file)) = PythonFile::parse(bytes, module) else {
+        return Vec::new();
+    };
     if abilities.python && !file.allocator.is_inlined() {
-        return None;
+        return Vec::new();
     }
-    let address = file.allocator.new_pool?;
+    let sites = file.allocator.pool_sites.iter();
+    let function = file.allocator.new_pool.into_iter();
+    function
+        .filter_map(|address| new_pool_point(symbols, bytes, address, abilities))
+        .chain(sites.filter_map(|site| pool_site_point(symbols, site)))
+        .collect()
+}
+
+fn new_pool_point(
+    symbols: &ModuleSymbols,
+    bytes: &[u8],
+    address: u64,
+    abilities: Abilities,
+) -> Option<Point> {
     let code = Code {
         bytes: symbols.code(bytes, address)?,
         entry: address,
@@ -288,6 +305,28 @@ fn pool_point(symbols: &ModuleSymbols, bytes: &[u8], module: &str, abilities: Ab
         needs_return: true,
         required: false,
         placement,
+    })
+}
+
+/// The kernel emulates no store: it is single-stepped, once for each pool.
+fn pool_site_point(symbols: &ModuleSymbols, site: &PoolSite) -> Option<Point> {
+    Some(Point {
+        offset: symbols.code_offset(site.address)?,
+        address: site.address,
+        symbol: "pymalloc (a pool begins)",
+        aliases: Vec::new(),
+        function: Function::PythonPoolSite,
+        domain: Domain::PythonObject,
+        flags: 0,
+        id: site.register,
+        needs_return: false,
+        required: false,
+        placement: Placement {
+            offset_from_entry: 0,
+            instruction: "mov dword ptr [pool], 1".to_owned(),
+            cost: Cost::SingleStepped,
+            fallback: None,
+        },
     })
 }
 

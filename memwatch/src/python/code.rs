@@ -2,8 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use memwatch_common::{PythonLayout, python};
+use memwatch_common::{
+    PythonLayout,
+    python::{self, CodeCopy, CodeKey},
+};
 
+use super::copied::Copied;
 use super::lines::{self, Format};
 use super::memory::{Memory, Unreadable, is_in_use, u32_at, u64_at};
 use super::offsets::Offsets;
@@ -268,6 +272,17 @@ impl CodeCache {
         let read = reader.read(address, Some(fingerprint), memory).map(Arc::new);
         self.known.insert((address, fingerprint), read.clone());
         read
+    }
+
+    /// Takes in a code object as the kernel side copied it. What is not whole there is left to be read later.
+    pub fn learn(&mut self, reader: &CodeReader<'_>, key: &CodeKey, copy: &CodeCopy, memory: &impl Memory) {
+        if self.known.len() >= MOST_KNOWN {
+            self.known.clear();
+        }
+        let copied = Copied::of(key, copy, reader.layout, memory);
+        if let Ok(code) = reader.read(key.code, Some(key.fingerprint), &copied) {
+            self.known.insert((key.code, key.fingerprint), Ok(Arc::new(code)));
+        }
     }
 
     pub fn len(&self) -> usize {

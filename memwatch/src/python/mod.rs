@@ -8,6 +8,7 @@
 
 pub mod allocator;
 pub mod code;
+mod copied;
 mod decode_x86;
 pub mod domains;
 pub mod eval;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use memwatch_common::{
     Stack,
-    python::{FRAME_SHIM, PythonFrame, PythonStack},
+    python::{CodeCopy, CodeKey, FRAME_SHIM, PythonFrame, PythonStack},
     stack::STACK_COMPLETE,
 };
 
@@ -63,6 +63,19 @@ impl PythonNames {
     pub fn forget(&mut self, instances: &[u32]) {
         for instance in instances {
             self.processes.remove(instance);
+        }
+    }
+
+    /// No process runs CPython.
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+
+    /// Takes in a code object as it was when it was first seen.
+    pub fn learn(&mut self, key: &CodeKey, copy: &CodeCopy) {
+        if let Some(process) = self.processes.get_mut(&key.instance) {
+            let reader = process.interpreter.code_reader();
+            process.code.learn(&reader, key, copy, &process.memory);
         }
     }
 

@@ -33,7 +33,7 @@ pub struct Pools {
     map: OwnedFd,
     mode: PythonMode,
     processes: HashMap<u32, PoolSites>,
-    /// When the pools were last read, and how long that took.
+    /// When the pools were last read, and what that took.
     read: Option<(Instant, Duration)>,
 }
 
@@ -58,15 +58,25 @@ impl Pools {
         if self.mode == PythonMode::Off || self.mode == PythonMode::Exact && !allocator.is_inlined() {
             return None;
         }
-        let active = interpreter.active_allocator(PythonDomain::Object, memory);
-        match active.ok().flatten().map(|active| active.base) {
-            // Each block is libc's then.
-            Some(Base::Malloc) => return None,
-            Some(Base::Mimalloc) => return Some("it is a free-threaded build, which has no pools"),
-            _ => {}
+        // Such a build has pymalloc's code too, and never runs it.
+        if interpreter.build.free_threaded {
+            return Some(
+                "Python objects are not shown: a free-threaded build has them all in mimalloc's pages (--python exact shows them)",
+            );
         }
-        if allocator.new_pool.is_none() {
-            return Some("this build has no function that begins a pool");
+        let active = interpreter.active_allocator(PythonDomain::Object, memory);
+        // Each block is libc's then.
+        if active
+            .ok()
+            .flatten()
+            .is_some_and(|active| active.base == Base::Malloc)
+        {
+            return None;
+        }
+        if allocator.new_pool.is_none() && allocator.pool_sites.is_empty() {
+            return Some(
+                "small Python objects are not shown: it could not be found where this build begins a pool",
+            );
         }
         self.processes.entry(instance).or_default();
         None
@@ -101,8 +111,10 @@ impl Pools {
             .read
             .is_none_or(|(at, took)| now.duration_since(at) >= took * SHARE_OF_TIME);
         if !self.processes.is_empty() && due {
+            let began = clock::thread_cpu();
+            sample.pools_ns = Some(clock::monotonic_ns());
             self.read_all(names, sample)?;
-            self.read = Some((Instant::now(), now.elapsed()));
+            self.read = Some((now, clock::thread_cpu().saturating_sub(began)));
         }
         if let Some(scan) = &mut sample.live {
             self.add_ages(scan, older_than_ns);

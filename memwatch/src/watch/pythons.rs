@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use memwatch_common::{
     Domain,
     limits::MAX_PYTHON_RANGES,
-    python::{DomainRange, PythonProcess},
+    python::{CodeCopy, CodeKey, DomainRange, PythonProcess},
     unwind::code_place,
 };
 
@@ -18,6 +18,7 @@ use crate::{
         memory::ProcessMemory,
         thread_state::CLibrary,
     },
+    symbolize::python::PythonNames,
     target::{ProcRoot, modules::ProcessModules},
 };
 
@@ -29,6 +30,7 @@ pub struct Pythons {
     proc: ProcRoot,
     processes: OwnedFd,
     places: OwnedFd,
+    codes: OwnedFd,
     waiting: Vec<Waiting>,
 }
 
@@ -61,6 +63,7 @@ impl Pythons {
             proc,
             processes: kernel.own_map("PYTHONS")?,
             places: kernel.own_map("PYTHON_AT")?,
+            codes: kernel.own_map("PYTHON_CODES")?,
             waiting: Vec::new(),
         })
     }
@@ -110,6 +113,20 @@ impl Pythons {
     pub fn forget(&self, instances: &[u32]) {
         // One that cannot be taken out stays until memwatch ends.
         let _ = batch::delete(self.processes.as_fd(), instances);
+    }
+
+    /// Takes in the code objects that were seen for the first time since the last look.
+    pub fn learn(&self, names: &mut PythonNames) {
+        if names.is_empty() {
+            return;
+        }
+        let mut keys = Vec::new();
+        let read = batch::for_each(self.codes.as_fd(), |key: &CodeKey, copy: &CodeCopy| {
+            names.learn(key, copy);
+            keys.push(*key);
+        });
+        // What cannot be read so is read from the process, if it is there; what stays only takes room.
+        let _ = read.and_then(|()| batch::delete(self.codes.as_fd(), &keys));
     }
 
     fn attach(&mut self, mut waiting: Waiting) -> Option<Outcome> {

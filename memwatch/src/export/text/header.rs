@@ -134,6 +134,9 @@ fn mode(report: &Report, options: &TextOptions) -> String {
     };
     if !asked.estimated.is_empty() {
         text.push_str("; small Python objects (~) are estimated from pymalloc's pools");
+        if let Some(seconds) = asked.estimated_age_seconds.filter(|seconds| *seconds >= 1.0) {
+            let _ = write!(text, ", as they were {seconds:.0} s before");
+        }
     }
     match (asked.min_size, asked.max_size) {
         (Some(min), Some(max)) => {

@@ -1,0 +1,108 @@
+//! Python code of every kind: memory that each takes stands with the frames that the interpreter itself shows.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use memwatch::model::report::{FrameKind, Report, Row};
+use memwatch_tests::binary::can_watch;
+use memwatch_tests::pythons::{self, of_debian, of_the_system, pyenv};
+use memwatch_tests::{Memwatch, Target, need};
+use serde_json::Value;
+
+/// Bytes and blocks.
+type Held = (u64, u64);
+
+fn held(value: &Value) -> Held {
+    let number = |at: usize| value[at].as_u64().expect("bytes and blocks");
+    (number(0), number(1))
+}
+
+/// The Python frames as the program itself writes them.
+fn python_stack(row: &Row) -> String {
+    let frames = row.frames.iter().filter(|frame| frame.kind == FrameKind::Python);
+    let names: Vec<String> = frames
+        .map(|frame| {
+            let function = frame.function.as_deref().unwrap_or("?");
+            let file = frame.file.as_deref().unwrap_or("?");
+            format!("{function}:{}:{file}", frame.line.unwrap_or(0))
+        })
+        .collect();
+    names.join(";")
+}
+
+fn by_python_stack(report: &Report) -> HashMap<String, Held> {
+    let mut sums: HashMap<String, Held> = HashMap::new();
+    // All that the program means is large: from libc, block by block. With PYTHONMALLOC=malloc so are small objects.
+    let meant = |row: &&Row| {
+        row.domain.as_deref() != Some("mmap")
+            && row.estimated_bytes == 0
+            && row.inuse_bytes >= 10_000 * row.inuse_objects
+    };
+    for row in report.rows.iter().filter(meant) {
+        let sum = sums.entry(python_stack(row)).or_default();
+        sum.0 += row.inuse_bytes;
+        sum.1 += row.inuse_objects;
+    }
+    sums
+}
+
+fn kinds(python: Result<PathBuf, String>, allocator: Option<&str>) {
+    need!(can_watch());
+    let python = need!(python);
+    let mut command = pythons::command(&python, "py_kinds.py");
+    command.env_remove("PYTHONMALLOC");
+    command.envs(allocator.map(|name| ("PYTHONMALLOC", name)));
+    let mut target = Target::start_command(&mut command);
+    let mut watch = Memwatch::of(&target, &["--min-size", "10000"]);
+    let answer = target.values().pop().expect("one truth");
+    let time = i128::from(answer["time_ns"].as_i64().expect("the truth has a time"));
+    let report = watch.report_after(time);
+    assert!(report.health.complete, "{:?}", report.health.reasons);
+    let seen = by_python_stack(&report);
+    let truth = answer["stacks"].as_object().expect("stacks");
+    assert!(truth.len() >= 44, "{} stacks", truth.len());
+    let wrong: Vec<String> = truth
+        .iter()
+        .filter(|(stack, value)| seen.get(*stack) != Some(&held(value)))
+        .map(|(stack, value)| format!("{stack}: is {:?}, seen {:?}", held(value), seen.get(stack)))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {} stacks are wrong:\n{}\nseen:\n{}",
+        wrong.len(),
+        truth.len(),
+        wrong.join("\n"),
+        seen.iter()
+            .map(|(stack, held)| format!("{stack} {held:?}"))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
+}
+
+macro_rules! kinds {
+    ($($name:ident = $python:expr, $allocator:expr;)+) => {$(
+        #[test]
+        fn $name() {
+            kinds($python, $allocator);
+        }
+    )+};
+}
+
+kinds! {
+    of_3_8 = pyenv("3.8"), None;
+    of_3_9 = pyenv("3.9"), None;
+    of_3_10 = pyenv("3.10"), None;
+    of_3_11 = pyenv("3.11"), None;
+    of_3_12 = pyenv("3.12"), None;
+    of_3_13 = pyenv("3.13"), None;
+    of_the_systems_own = of_the_system(), None;
+    of_3_14 = of_debian("3.14"), None;
+    of_3_15 = of_debian("3.15"), None;
+    of_3_15_for_debugging = of_debian("3.15d"), None;
+    of_3_9_without_pymalloc = pyenv("3.9"), Some("malloc");
+    of_3_13_without_pymalloc = pyenv("3.13"), Some("malloc");
+    of_the_systems_own_without_pymalloc = of_the_system(), Some("malloc");
+    of_3_12_with_marks = pyenv("3.12"), Some("debug");
+    of_the_systems_own_with_marks = of_the_system(), Some("debug");
+    of_3_15_with_marks = of_debian("3.15"), Some("malloc_debug");
+}
