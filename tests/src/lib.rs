@@ -8,6 +8,7 @@
 pub mod binary;
 pub mod compile;
 pub mod gdb;
+pub mod hunt;
 pub mod kernel;
 pub mod lines;
 pub mod mapped;
