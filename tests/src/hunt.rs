@@ -162,7 +162,10 @@ impl Found {
             .iter()
             .filter(|finding| finding.kind == "growth")
         {
-            assert!(key(leak).ends_with(line), "{line} leaks and nothing else: {titles:?}");
+            assert!(
+                key(leak).ends_with(line),
+                "{line} leaks and nothing else: {titles:?}"
+            );
         }
         for finding in &self.report.findings {
             let named = is_on(self.row(finding), "fill_cache");

@@ -62,7 +62,11 @@ impl Target {
             ready: Value::Null,
         };
         target.ready = target.line();
-        assert_eq!(target.ready["event"], "ready", "{}: {}", target.name, target.ready);
+        assert_eq!(
+            target.ready["event"], "ready",
+            "{}: {}",
+            target.name, target.ready
+        );
         target
     }
 

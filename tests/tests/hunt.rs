@@ -26,7 +26,8 @@ fn hunts() -> &'static Hunts {
     HUNTS.get_or_init(|| {
         let started: [fn() -> Result<Target, String>; 3] = [python, extension, cpp];
         // A thread that started a process has to outlive it, and does.
-        let threads = started.map(|start| thread::spawn(move || start().map(|mut service| hunt(&mut service))));
+        let threads =
+            started.map(|start| thread::spawn(move || start().map(|mut service| hunt(&mut service))));
         let [python, extension, cpp] = threads.map(|thread| {
             thread
                 .join()
