@@ -30,12 +30,17 @@ function frameText(frame) {
   return functionName(frame) + place + module + (frame.inlined ? " [inlined]" : "");
 }
 
+// What a row without frames is called: why it has none.
+function noFrames(row) {
+  return row.key === "[in use before it was watched]" ? row.key : "[unknown stack]";
+}
+
 // Names of a row under each way of grouping; the frame is the one that the block belongs to.
 const GROUPINGS = {
-  line: (row, frame) => frame ? lineName(frame) : "[unknown stack]",
-  function: (row, frame) => frame ? functionName(frame) : "[unknown stack]",
-  file: (row, frame) => frame ? frame.file || "[" + baseName(frame.module || "unknown") + "]" : "[unknown stack]",
-  module: (row, frame) => frame ? frame.module || frame.file || "[unknown]" : "[unknown stack]",
+  line: (row, frame) => frame ? lineName(frame) : noFrames(row),
+  function: (row, frame) => frame ? functionName(frame) : noFrames(row),
+  file: (row, frame) => frame ? frame.file || "[" + baseName(frame.module || "unknown") + "]" : noFrames(row),
+  module: (row, frame) => frame ? frame.module || frame.file || "[unknown]" : noFrames(row),
   process: (row) => row.pid === null ? "[unknown]" : "process " + row.pid,
   domain: (row) => row.domain || "[several]",
 };
@@ -69,7 +74,7 @@ function buildTree(rows, owners, upwards) {
   rows.forEach((row, index) => {
     const frames = upwards ? row.frames.slice(Math.max(0, owners[index])) : [...row.frames].reverse();
     const names = frames.map((frame) => [functionName(frame), frameText(frame)]);
-    const missing = row.frames.length ? "[truncated]" : "[unknown stack]";
+    const missing = row.frames.length ? "[truncated]" : noFrames(row);
     if (!row.frames.length || (row.truncated && !upwards)) names.unshift([missing, missing]);
     if (processes && !upwards) names.unshift(["process " + row.pid, "process " + row.pid]);
     let node = root;
