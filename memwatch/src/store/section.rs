@@ -23,13 +23,17 @@ pub(super) enum Section {
     /// Processes that were let go, with all their sites.
     Forgotten = 9,
     Sites = 10,
-    Totals = 11,
-    Ages = 12,
+    /// Of version 1.
+    Totals1 = 11,
+    /// Of version 1.
+    Ages1 = 12,
     Counters = 13,
+    Totals = 14,
+    Ages = 15,
 }
 
 impl Section {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 15] = [
         Self::Header,
         Self::Tick,
         Self::Strings,
@@ -40,9 +44,11 @@ impl Section {
         Self::ProcessNumbers,
         Self::Forgotten,
         Self::Sites,
+        Self::Totals1,
+        Self::Ages1,
+        Self::Counters,
         Self::Totals,
         Self::Ages,
-        Self::Counters,
     ];
 
     fn from_number(number: u64) -> Option<Self> {
