@@ -30,17 +30,12 @@ function frameText(frame) {
   return functionName(frame) + place + module + (frame.inlined ? " [inlined]" : "");
 }
 
-// What a row without frames is called: why it has none.
-function noFrames(row) {
-  return row.key === "[in use before it was watched]" ? row.key : "[unknown stack]";
-}
-
 // Names of a row under each way of grouping; the frame is the one that the block belongs to.
 const GROUPINGS = {
-  line: (row, frame) => frame ? lineName(frame) : noFrames(row),
-  function: (row, frame) => frame ? functionName(frame) : noFrames(row),
-  file: (row, frame) => frame ? frame.file || "[" + baseName(frame.module || "unknown") + "]" : noFrames(row),
-  module: (row, frame) => frame ? frame.module || frame.file || "[unknown]" : noFrames(row),
+  line: (row, frame) => frame ? lineName(frame) : row.key,
+  function: (row, frame) => frame ? functionName(frame) : row.key,
+  file: (row, frame) => frame ? frame.file || "[" + baseName(frame.module || "unknown") + "]" : row.key,
+  module: (row, frame) => frame ? frame.module || frame.file || "[unknown]" : row.key,
   process: (row) => row.pid === null ? "[unknown]" : "process " + row.pid,
   domain: (row) => row.domain || "[several]",
 };
@@ -74,7 +69,7 @@ function buildTree(rows, owners, upwards) {
   rows.forEach((row, index) => {
     const frames = upwards ? row.frames.slice(Math.max(0, owners[index])) : [...row.frames].reverse();
     const names = frames.map((frame) => [functionName(frame), frameText(frame)]);
-    const missing = row.frames.length ? "[truncated]" : noFrames(row);
+    const missing = row.frames.length ? "[truncated]" : row.key;
     if (!row.frames.length || (row.truncated && !upwards)) names.unshift([missing, missing]);
     if (processes && !upwards) names.unshift(["process " + row.pid, "process " + row.pid]);
     let node = root;
