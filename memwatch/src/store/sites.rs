@@ -13,7 +13,7 @@ use self::totals::Learned;
 use super::Bounds;
 use super::error::Bad;
 use super::names::read_hash;
-use super::numbers::{Input, put, put_bytes};
+use super::numbers::{Input, put, put_bytes, put_difference};
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
 use crate::model::counts::SiteId;
 use crate::model::mappings::MappingKind;
@@ -24,13 +24,25 @@ struct Known {
     id: SiteId,
     totals: SiteTotals,
     ages: SiteAges,
+    /// Of small Python objects.
+    pools: u64,
     learned: Learned,
-    /// [`TOTALS`] and [`AGED`]: what was read and not handed out yet.
+    /// [`TOTALS`], [`AGED`] and [`POOLS`]: what was read and not handed out yet.
     unsettled: u8,
 }
 
 const TOTALS: u8 = 1;
 const AGED: u8 = 2;
+const POOLS: u8 = 4;
+
+/// What was read of a site since the last time, as it is now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled<'a> {
+    pub id: &'a SiteId,
+    pub totals: Option<&'a SiteTotals>,
+    pub ages: Option<&'a SiteAges>,
+    pub pools: Option<u64>,
+}
 
 /// All sites as the file has them so far, by their numbers in it. Both sides keep one.
 #[derive(Clone, Debug, Default)]
@@ -93,6 +105,7 @@ impl Sites {
                 id,
                 totals: SiteTotals::ZERO,
                 ages: SiteAges::default(),
+                pools: 0,
                 learned: Learned::default(),
                 unsettled: 0,
             })));
@@ -217,6 +230,35 @@ impl Sites {
         })
     }
 
+    /// Like [`Sites::write_totals`], for the pools of small Python objects.
+    pub fn write_pools<'a>(&mut self, pools: impl Iterator<Item = (&'a SiteId, u64)>, out: &mut Vec<u8>) {
+        let numbered = pools.filter_map(|(id, pools)| Some((*self.numbers.get(id)?, pools)));
+        let mut numbered: Vec<(u32, u64)> = numbered.collect();
+        numbered.sort_unstable();
+        let mut columns: [Vec<u8>; 2] = Default::default();
+        let mut next = 0;
+        for (number, now) in numbered {
+            if let Some(Some(known)) = self.known.get_mut(number as usize)
+                && known.pools != now
+            {
+                put(&mut columns[0], u64::from(number - next));
+                next = number + 1;
+                put_difference(&mut columns[1], now, known.pools);
+                known.pools = now;
+            }
+        }
+        put_columns(&columns, out);
+    }
+
+    pub fn read_pools(&mut self, bytes: &[u8]) -> Result<(), Bad> {
+        self.read::<2>(bytes, POOLS, |columns, known| {
+            let now = columns[1].difference(known.pools)?;
+            let grown = i128::from(now) - i128::from(known.pools);
+            known.pools = now;
+            Ok(grown)
+        })
+    }
+
     /// One site after the other, of which the first column holds the gaps between their numbers. `read_one` tells
     /// how much larger its numbers became.
     fn read<const N: usize>(
@@ -248,14 +290,18 @@ impl Sites {
         Ok(())
     }
 
-    /// Hands out what was read since the last time: the totals and the ages as they are now.
-    pub fn settle(&mut self, mut take: impl FnMut(&SiteId, Option<&SiteTotals>, Option<&SiteAges>)) {
+    /// Hands out what was read since the last time.
+    pub fn settle(&mut self, mut take: impl FnMut(Settled<'_>)) {
         for number in self.unsettled.drain(..) {
             // None: it was let go meanwhile.
             if let Some(Some(known)) = self.known.get_mut(number as usize) {
-                let totals = (known.unsettled & TOTALS != 0).then_some(&known.totals);
-                let ages = (known.unsettled & AGED != 0).then_some(&known.ages);
-                take(&known.id, totals, ages);
+                let was_read = |what| known.unsettled & what != 0;
+                take(Settled {
+                    id: &known.id,
+                    totals: was_read(TOTALS).then_some(&known.totals),
+                    ages: was_read(AGED).then_some(&known.ages),
+                    pools: was_read(POOLS).then_some(known.pools),
+                });
                 known.unsettled = 0;
             }
         }
@@ -273,7 +319,7 @@ fn weighed(
 }
 
 fn weight(known: &Known) -> i128 {
-    totals_weight(&known.totals) + ages_weight(&known.ages)
+    totals_weight(&known.totals) + ages_weight(&known.ages) + i128::from(known.pools)
 }
 
 fn totals_weight(totals: &SiteTotals) -> i128 {
@@ -382,7 +428,7 @@ mod tests {
                     prop_assert_eq!(reader.read_totals(&bytes), Ok(()));
                 }
                 let mut changed = Vec::new();
-                reader.settle(|id, totals, _| changed.extend(totals.map(|totals| (*id, *totals))));
+                reader.settle(|site| changed.extend(site.totals.map(|totals| (*site.id, *totals))));
                 let expected = now.iter().filter(|(id, totals)| known.get(id).copied().unwrap_or(SiteTotals::ZERO) != **totals);
                 prop_assert_eq!(changed.len(), expected.count());
                 for (id, totals) in changed {
