@@ -214,14 +214,14 @@ fn a_kill_at_any_moment_leaves_a_file_that_can_be_read_or_none() {
     need!(can_watch());
     let mut target = Target::start(&need!(Recipe::c("c_basic.c").build()));
     let (mut before, mut after) = (0, 0);
-    for round in 0..20_u64 {
+    for round in 0..12_u64 {
         let folder = tempfile::tempdir().expect("a directory can be made");
         let file = folder.path().join("a.memwatch");
         let watch = if round % 4 == 3 {
             start(&mut record(&target, &file), &file)
         } else {
             let watch = Memwatch::start(&mut record(&target, &file));
-            sleep(Duration::from_millis(round * 17));
+            sleep(Duration::from_millis(round * 29));
             watch
         };
         watch.kill();
