@@ -6,8 +6,10 @@
 //! `MEMWATCH_TEST_PATIENCE` the seconds after which a test gives up waiting.
 
 pub mod binary;
+pub mod cgroup;
 pub mod compile;
 pub mod gdb;
+pub mod hunt;
 pub mod kernel;
 pub mod lines;
 pub mod mapped;

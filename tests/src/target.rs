@@ -19,6 +19,7 @@ pub struct Target {
     child: Child,
     input: Option<ChildStdin>,
     lines: Lines,
+    ready: Value,
 }
 
 /// What `load` and `go_static` say of themselves.
@@ -58,10 +59,20 @@ impl Target {
             child,
             input,
             lines,
+            ready: Value::Null,
         };
-        let first = target.line();
-        assert_eq!(first["event"], "ready", "{}: {first}", target.name);
+        target.ready = target.line();
+        assert_eq!(
+            target.ready["event"], "ready",
+            "{}: {}",
+            target.name, target.ready
+        );
         target
+    }
+
+    /// What it said when it was ready.
+    pub const fn ready(&self) -> &Value {
+        &self.ready
     }
 
     pub fn pid(&self) -> u32 {

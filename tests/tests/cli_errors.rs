@@ -300,7 +300,7 @@ fn files_that_are_no_recordings() {
             assert!(ended.stderr.contains(as_text(&path)), "{}", ended.stderr);
         }
     }
-    let all = ["top", as_text(&whole), "--older-than", "7s"];
+    let all = ["top", as_text(&whole), "--older-than", "25h"];
     assert_error(&run(&all), &[2], "--older-than");
     let all = ["diff", as_text(&whole), "--from", "9", "--to", "1"];
     assert_error(&run(&all), &[2], "--from");

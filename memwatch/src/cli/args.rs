@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use memwatch_common::limits;
 
@@ -398,13 +398,8 @@ const MOST_ENTRIES: u32 = 1 << 24;
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
     /// Form of the output: text or json (of top and diff: one block a tick, instead of the full screen), of a report also markdown or html
-    #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
-    #[arg(value_parser = PossibleValuesParser::new([
-        PossibleValue::new("text"),
-        PossibleValue::new("json"),
-        PossibleValue::new("markdown").hide(true),
-        PossibleValue::new("html").hide(true),
-    ]))]
+    // Which forms there are depends on the command.
+    #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
     /// Write to this file, which appears when it is complete
     #[arg(short, long, value_name = "FILE")]

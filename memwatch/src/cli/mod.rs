@@ -5,6 +5,7 @@ pub mod args;
 pub mod doctor;
 pub mod error;
 pub mod output;
+mod pending;
 pub mod read;
 pub mod recorded;
 pub mod report;

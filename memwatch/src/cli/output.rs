@@ -1,10 +1,10 @@
 //! Where the data goes: stdout, or a file that appears whole or not at all.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
+
+use super::pending::Pending;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Destination {
@@ -138,7 +138,17 @@ impl Output {
                     None => OutputError::Stdout { cause },
                 }),
             },
-            Sink::File(pending) => pending.write(bytes).map(|()| Flow::Continue),
+            Sink::File(pending) => match pending.write(bytes) {
+                Ok(()) => Ok(Flow::Continue),
+                Err(cause) => {
+                    let path = pending.target().to_owned();
+                    Err(if pending.is_shown() {
+                        OutputError::Append { path, cause }
+                    } else {
+                        OutputError::Write { path, cause }
+                    })
+                }
+            },
         }
     }
 
@@ -147,7 +157,7 @@ impl Output {
         match &mut self.sink {
             Sink::Stream { .. } => Ok(()),
             Sink::File(pending) => pending.show().map_err(|cause| OutputError::Write {
-                path: pending.target.clone(),
+                path: pending.target().to_owned(),
                 cause,
             }),
         }
@@ -157,7 +167,7 @@ impl Output {
     pub fn path(&self) -> Option<&Path> {
         match &self.sink {
             Sink::Stream { .. } => None,
-            Sink::File(pending) => Some(&pending.target),
+            Sink::File(pending) => Some(pending.target()),
         }
     }
 
@@ -165,95 +175,10 @@ impl Output {
     pub fn finish(self) -> Result<(), OutputError> {
         match self.sink {
             Sink::Stream { .. } => Ok(()),
-            Sink::File(pending) => {
-                let path = pending.target.clone();
-                pending
-                    .publish()
-                    .map_err(|cause| OutputError::Write { path, cause })
+            Sink::File(mut pending) => {
+                let path = pending.target().to_owned();
+                pending.show().map_err(|cause| OutputError::Write { path, cause })
             }
-        }
-    }
-}
-
-/// A file being written beside the one it will become.
-struct Pending {
-    file: File,
-    target: PathBuf,
-    /// `None` once it has been renamed.
-    temporary: Option<PathBuf>,
-    bytes: u64,
-}
-
-/// Names tried before giving up; each is only taken if another memwatch with this pid (in another pid namespace)
-/// writes the same file, or died while doing so.
-const NAME_ATTEMPTS: u32 = 16;
-
-impl Pending {
-    fn create(target: PathBuf) -> io::Result<Self> {
-        let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        for attempt in 0..NAME_ATTEMPTS {
-            let mut temporary_name = OsString::from(".");
-            temporary_name.push(&name);
-            temporary_name.push(format!(".{}-{attempt}.partial", std::process::id()));
-            let temporary = target.with_file_name(temporary_name);
-            match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-                Ok(file) => {
-                    return Ok(Self {
-                        file,
-                        target,
-                        temporary: Some(temporary),
-                        bytes: 0,
-                    });
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
-    }
-
-    /// Whoever could read the old file shall be able to read the new one. Not being allowed to is no reason to
-    /// stop: the file is then ours, with the mode of any new file.
-    fn take_over_owner_and_mode(&self, old: &File) {
-        if let Ok(found) = old.metadata() {
-            let _ = fchown(&self.file, Some(found.uid()), Some(found.gid()));
-            let _ = self.file.set_permissions(found.permissions());
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
-        if let Err(cause) = self.file.write_all(bytes) {
-            // The part that did fit. If it stays, readers find it out.
-            let _ = self.file.set_len(self.bytes);
-            let path = self.target.clone();
-            return Err(match self.temporary {
-                Some(_) => OutputError::Write { path, cause },
-                None => OutputError::Append { path, cause },
-            });
-        }
-        self.bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn publish(mut self) -> io::Result<()> {
-        self.show()
-    }
-
-    fn show(&mut self) -> io::Result<()> {
-        // A full disk may show only now; the rename must not happen before that.
-        self.file.sync_all()?;
-        if let Some(temporary) = &self.temporary {
-            fs::rename(temporary, &self.target)?;
-        }
-        self.temporary = None;
-        Ok(())
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
-            let _ = fs::remove_file(temporary);
         }
     }
 }

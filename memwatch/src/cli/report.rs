@@ -22,13 +22,12 @@ use crate::{
     export::{html, leaks, weight::Weight},
     model::{
         assemble::Meta,
-        group::QueryError,
         health::Notice,
         history::{History, MOST_MOMENTS},
         leaks::{self as model_leaks, LeakReport, Sources, Suppressed},
         query::Query,
         report::{Kind, Report},
-        state::{Baseline, Model, replay::tells_age},
+        state::{Baseline, Model},
         suppress::Suppressions,
     },
     store::{Ending, Recording, StoreError},
@@ -97,15 +96,10 @@ fn recorded(
     let broken = |error: StoreError| unreadable(path, &error);
     let history = history_of(&mut recording, first, last).map_err(broken)?;
     let note = ending_note(recording.ending());
-    // What was not recorded cannot be shown.
-    let query = Query {
-        min_size: recording.header().min_size,
-        max_size: recording.header().max_size,
-        ..resolved.query.clone()
-    };
-    if query.older_than.is_some_and(|age| !tells_age(age)) {
-        return Err(controller::usage(QueryError::AgeNotRecorded));
-    }
+    let (query, age_note) = recording
+        .header()
+        .can_tell(&resolved.query)
+        .map_err(controller::usage)?;
     let grown = grown(recording.ticks(), first, last);
     let moment = recording.at(last).map_err(broken)?;
     moment.model.count_older_than(query.older_than);
@@ -113,7 +107,7 @@ fn recorded(
         kind: kind(resolved),
         ..moment.meta.clone()
     };
-    meta.notices.extend(note);
+    meta.notices.extend(note.into_iter().chain(age_note));
     let (bytes, suppressed) = write(&mut Seen {
         model: moment.model,
         names: moment.names,
@@ -132,7 +126,7 @@ fn history_of(recording: &mut Recording, first: usize, last: usize) -> Result<Hi
     let every = (last - first + 1).div_ceil(MOST_MOMENTS).max(1);
     let mut history = History::new();
     for index in (first..=last).filter(|index| (last - index).is_multiple_of(every)) {
-        history.take(recording.at(index)?.model);
+        history.take(recording.on_the_way(index, last)?.model);
     }
     Ok(history)
 }

@@ -41,7 +41,7 @@ pub fn lines(report: &Report, weight: Weight) -> String {
 /// The frames of a row, outermost first, joined by `;`.
 pub fn stack(row: &Row) -> String {
     if row.frames.is_empty() {
-        return label::UNKNOWN_STACK.to_owned();
+        return label::no_frames(row).to_owned();
     }
     let cut = row.truncated.then(|| TRUNCATED.to_owned());
     let frames = row.frames.iter().rev().map(frame);

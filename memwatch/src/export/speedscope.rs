@@ -114,7 +114,7 @@ impl Frames {
             line: None,
         };
         if row.frames.is_empty() {
-            return vec![self.id(word(label::UNKNOWN_STACK))];
+            return vec![self.id(word(label::no_frames(row)))];
         }
         let mut stack = Vec::with_capacity(row.frames.len() + 1);
         if row.truncated {

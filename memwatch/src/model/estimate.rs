@@ -17,7 +17,7 @@ pub(super) struct Estimate {
 }
 
 impl Estimate {
-    /// `pools` may be less than what the bytes need: in recordings it is not kept.
+    /// `pools` may be less than what the bytes need: the first recordings did not keep it.
     pub fn of(bytes: u64, objects: u64, pools: u64) -> Self {
         Self {
             bytes,
@@ -49,7 +49,7 @@ impl Estimate {
         if self.pools == 0 {
             return None;
         }
-        let margin = (1 + (4 * self.pools).isqrt()).saturating_mul(POOL_BYTES);
+        let margin = (1 + self.pools.saturating_mul(4).isqrt()).saturating_mul(POOL_BYTES);
         let rounded = (ALIGNMENT - 1).saturating_mul(self.objects);
         let less = margin.saturating_add(rounded).min(self.bytes);
         Some((
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn no_number_overflows() {
-        let most = Estimate::of(u64::MAX, u64::MAX, u64::MAX / 8);
+        let most = Estimate::of(u64::MAX, u64::MAX, u64::MAX);
         assert_eq!(most.interval(u64::MAX).unwrap().1, u64::MAX);
     }
 }

@@ -23,9 +23,7 @@ pub enum QueryError {
         "cannot group by thread: allocations are added up by process and stack, not by thread; use --group-by process or function"
     )]
     Threads,
-    #[error(
-        "--older-than in a recording can be one of 1s, 10s, 1m, 5m, 30m, 2h, 8h and 24h: that is how ages are kept"
-    )]
+    #[error("--older-than in a recording can be 24h at most: that is the last of the ages that are kept")]
     AgeNotRecorded,
     #[error(transparent)]
     Glob(#[from] BadGlob),

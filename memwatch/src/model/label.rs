@@ -1,12 +1,17 @@
 //! Short names of frames and groups.
 
-use super::report::Frame;
+use super::report::{Frame, Row};
 
 /// What a stack without frames is called.
 pub const UNKNOWN_STACK: &str = "[unknown stack]";
 
 /// What was in use before it was watched.
 pub const BEFORE: &str = "[in use before it was watched]";
+
+/// What stands in the place of the frames of a row that has none: why it has none.
+pub fn no_frames(row: &Row) -> &'static str {
+    if row.key == BEFORE { BEFORE } else { UNKNOWN_STACK }
+}
 
 /// The last part of a path; the whole where there is no such part.
 pub fn base_name(path: &str) -> &str {

@@ -203,7 +203,7 @@ fn groups(model: &Model, rows: &[Row], ids: &[SiteId]) -> Vec<Group> {
 /// The line that a stack's blocks belong to.
 pub fn line_of(row: &Row) -> String {
     owner_of(row).map_or_else(
-        || label::UNKNOWN_STACK.to_owned(),
+        || label::no_frames(row).to_owned(),
         |owner| label::line(&row.frames[owner]),
     )
 }

@@ -6,10 +6,13 @@ use memwatch_common::counter::{COUNTERS, Effect};
 use memwatch_common::{Counter, Domain};
 use serde::{Deserialize, Serialize};
 
+use crate::format;
 use crate::model::assemble::Meta;
+use crate::model::group::QueryError;
 use crate::model::health::Notice;
 use crate::model::query::{Query, parse_domains};
 use crate::model::report::{Host, Limit, Overhead, Probes};
+use crate::model::state::replay::told_age;
 
 /// What holds for the whole recording.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -107,6 +110,33 @@ impl Header {
             domains: domains.flatten().copied().collect::<Vec<Domain>>(),
             ..Meta::default()
         }
+    }
+
+    /// The query as the recording can answer it, and what has to be said about that: what was not recorded cannot be
+    /// shown, so the sizes are those of then, and an age is the next one that was kept.
+    pub fn can_tell(&self, query: &Query) -> Result<(Query, Option<Notice>), QueryError> {
+        let older_than = match query.older_than {
+            Some(age) => Some(told_age(age).ok_or(QueryError::AgeNotRecorded)?),
+            None => None,
+        };
+        let notice = match (query.older_than, older_than) {
+            (Some(asked), Some(told)) if asked != told => Some(Notice {
+                text: format!(
+                    "blocks of at least {} are shown, not {}: a recording keeps ages as below 1s, 10s, 1m, 5m, 30m, 2h, 8h and 24h",
+                    format::duration(told),
+                    format::duration(asked)
+                ),
+                effect: Effect::Stacks,
+            }),
+            _ => None,
+        };
+        let query = Query {
+            min_size: self.min_size,
+            max_size: self.max_size,
+            older_than,
+            ..query.clone()
+        };
+        Ok((query, notice))
     }
 
     /// RFC 3339.

@@ -41,7 +41,7 @@ pub use header::Header;
 pub use reader::{Bounds, Ending, Moment, Recording, TickInfo};
 
 /// The version that is written. All older ones can be read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Opens a recording. At least one whole tick is in it.
 ///

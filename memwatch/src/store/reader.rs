@@ -17,10 +17,11 @@ use super::section::{self, Section};
 use super::sites::Sites;
 use crate::model::assemble::{self, Meta};
 use crate::model::group::QueryError;
+use crate::model::growth::GROWTH_TICKS;
 use crate::model::health::Notice;
 use crate::model::query::Query;
 use crate::model::report::{Kind, Report};
-use crate::model::state::replay::{Change, tells_age};
+use crate::model::state::replay::Change;
 use crate::model::state::{Baseline, Model};
 use crate::symbolize::names::NamedStack;
 
@@ -109,22 +110,13 @@ impl Moment<'_> {
         baseline: Option<&Baseline>,
         gone: &HashMap<(u32, u64), Arc<NamedStack>>,
     ) -> Result<Report, QueryError> {
-        if let Some(age) = query.older_than
-            && !tells_age(age)
-        {
-            return Err(QueryError::AgeNotRecorded);
-        }
-        // What was not recorded cannot be shown; so these are what they were then.
-        let query = Query {
-            min_size: self.header.min_size,
-            max_size: self.header.max_size,
-            ..query.clone()
-        };
+        let (query, notice) = self.header.can_tell(query)?;
         self.model.count_older_than(query.older_than);
-        let meta = Meta {
+        let mut meta = Meta {
             kind,
             ..self.meta.clone()
         };
+        meta.notices.extend(notice);
         let now_ns = self.model.at_ns();
         let mut names = WithGone {
             names: self.names,
@@ -138,6 +130,8 @@ trait Source: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Source for T {}
 
 /// An open recording. Going forward costs what changed; going back reads from the beginning.
+///
+/// Growth is that of the last ticks, so the model has to have seen each of these; all ticks before are only read.
 pub struct Recording {
     source: BufReader<Box<dyn Source>>,
     bounds: Bounds,
@@ -147,6 +141,8 @@ pub struct Recording {
     replay: Replay,
     /// Ticks that `replay` has seen.
     replayed: usize,
+    /// The first of those from which on the model has seen each.
+    seen_from: usize,
     buffer: Vec<u8>,
 }
 
@@ -177,10 +173,11 @@ impl Recording {
             ending,
             replay: Replay::new()?,
             replayed: 0,
+            seen_from: 0,
             buffer,
         };
         recording.rewind()?;
-        recording.step()?;
+        recording.step(true)?;
         recording.header = recording.replay.header.clone();
         recording.ticks = heads
             .iter()
@@ -204,15 +201,25 @@ impl Recording {
 
     /// What was known at the tick with this index in [`Recording::ticks`].
     pub fn at(&mut self, index: usize) -> Result<Moment<'_>, StoreError> {
+        self.on_the_way(index, index)
+    }
+
+    /// The same for who goes on to `last`, and asks for growth only there.
+    pub fn on_the_way(&mut self, index: usize, last: usize) -> Result<Moment<'_>, StoreError> {
         let count = self.ticks.len();
         if index >= count {
             return Err(StoreError::NoSuchTick { index, count });
         }
-        if index < self.replayed.saturating_sub(1) {
+        // One more than growth needs: the change of a site over the first of them.
+        let see_from = last.saturating_sub(GROWTH_TICKS + 1);
+        let is_behind = index < self.replayed.saturating_sub(1);
+        let has_missed = self.replayed > see_from && self.seen_from > see_from;
+        if is_behind || has_missed {
             self.rewind()?;
         }
         while self.replayed <= index {
-            self.step()?;
+            let see = self.replayed >= see_from || self.replayed == index;
+            self.step(see)?;
         }
         Ok(Moment {
             model: &mut self.replay.model,
@@ -230,11 +237,11 @@ impl Recording {
     fn rewind(&mut self) -> Result<(), StoreError> {
         self.source.seek(SeekFrom::Start(START_BYTES))?;
         self.replay = Replay::new()?;
-        self.replayed = 0;
+        (self.replayed, self.seen_from) = (0, 0);
         Ok(())
     }
 
-    fn step(&mut self) -> Result<(), StoreError> {
+    fn step(&mut self, see: bool) -> Result<(), StoreError> {
         if !self
             .replay
             .step(&mut self.source, &mut self.buffer, &self.bounds)?
@@ -242,6 +249,11 @@ impl Recording {
             // It was there when the file was opened.
             let gone = Bad("the file has become shorter");
             return Err(StoreError::bad(self.replayed as u64, gone));
+        }
+        if see {
+            self.replay.settle();
+        } else {
+            self.seen_from = self.replayed + 1;
         }
         self.replayed += 1;
         Ok(())
@@ -316,7 +328,15 @@ impl Replay {
         })
     }
 
-    /// The next tick; false when there is none.
+    /// Brings the model's sites to the tick that was read last. Until then they are as they were at an earlier one: what
+    /// nobody looks at costs only being read.
+    pub fn settle(&mut self) {
+        let model = &mut self.model;
+        self.sites
+            .settle(|site| model.restore_site(site.id, site.totals, site.ages, site.pools));
+    }
+
+    /// The next tick; false when there is none. [`Replay::settle`] is for whoever wants to look at it.
     pub fn step(
         &mut self,
         source: &mut dyn Read,
@@ -363,8 +383,11 @@ impl Replay {
                     self.sites.forget(&change.forgotten.iter().copied().collect());
                 }
                 Section::Sites => self.sites.read_new(bytes, bounds)?,
-                Section::Totals => change.sites.extend(self.sites.read_totals(bytes)?),
-                Section::Ages => change.ages.extend(self.sites.read_ages(bytes)?),
+                Section::Totals1 => self.sites.read_totals_1(bytes)?,
+                Section::Ages1 => self.sites.read_ages_1(bytes)?,
+                Section::Totals => self.sites.read_totals(bytes)?,
+                Section::Ages => self.sites.read_ages(bytes)?,
+                Section::Pools => self.sites.read_pools(bytes)?,
                 Section::Counters => self.read_counters(bytes)?,
             }
         }

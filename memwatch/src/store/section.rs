@@ -23,13 +23,19 @@ pub(super) enum Section {
     /// Processes that were let go, with all their sites.
     Forgotten = 9,
     Sites = 10,
-    Totals = 11,
-    Ages = 12,
+    /// Of version 1.
+    Totals1 = 11,
+    /// Of version 1.
+    Ages1 = 12,
     Counters = 13,
+    Totals = 14,
+    Ages = 15,
+    /// Of small Python objects.
+    Pools = 16,
 }
 
 impl Section {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 16] = [
         Self::Header,
         Self::Tick,
         Self::Strings,
@@ -40,9 +46,12 @@ impl Section {
         Self::ProcessNumbers,
         Self::Forgotten,
         Self::Sites,
+        Self::Totals1,
+        Self::Ages1,
+        Self::Counters,
         Self::Totals,
         Self::Ages,
-        Self::Counters,
+        Self::Pools,
     ];
 
     fn from_number(number: u64) -> Option<Self> {

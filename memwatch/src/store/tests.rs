@@ -12,7 +12,7 @@ use memwatch_common::{Domain, Event, EventKind, ProcessState};
 use self::synthetic::{Service, meta, names};
 use super::writer::Writer;
 use super::{Bounds, Ending, Header, Recording, StoreError};
-use crate::collect::sample::{LiveScan, Sample, SiteAges};
+use crate::collect::sample::{LiveScan, PoolTotals, Sample, SiteAges};
 use crate::model::assemble::{self, Meta};
 use crate::model::group::QueryError;
 use crate::model::health::Notice;
@@ -247,10 +247,32 @@ fn older_than_is_told_for_the_edges_of_the_buckets() {
     assert_eq!(inuse(10).unwrap(), Some((16, 1600)));
     assert_eq!(inuse(60).unwrap(), None);
     assert_eq!(inuse(1).unwrap(), Some((16, 1600)));
+    // The next edge above.
+    assert_eq!(inuse(7).unwrap(), inuse(10).unwrap());
+    assert_eq!(inuse(11).unwrap(), inuse(60).unwrap());
     assert!(matches!(
-        inuse(7),
+        inuse(86_401),
         Err::<_, QueryError>(QueryError::AgeNotRecorded)
     ));
+    let told = |seconds| {
+        let query = Query {
+            older_than: Some(std::time::Duration::from_secs(seconds)),
+            ..Query::default()
+        };
+        let (query, notice) = Header::default().can_tell(&query).unwrap();
+        (
+            query.older_than.unwrap().as_secs(),
+            notice.map(|notice| notice.text),
+        )
+    };
+    assert_eq!(told(60), (60, None));
+    let (age, notice) = told(45);
+    let notice = notice.unwrap();
+    assert_eq!(age, 60);
+    assert!(
+        notice.starts_with("blocks of at least 1m are shown, not 45s:"),
+        "{notice}"
+    );
 }
 
 #[test]
@@ -334,25 +356,115 @@ fn names_that_get_better_later_are_taken_from_then_on() {
     assert_eq!(*recording.at(2).unwrap().names.stack(1, 10), *named);
 }
 
-/// A file of format version 1, written when that was the newest. It is never written again: for the next version there
-/// will be another.
+/// Files of each format version, written when that was the newest. They are never written again: for the next version
+/// there will be another.
 #[test]
-fn version_1_is_read() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-1.memwatch");
-    if std::env::var_os("MEMWATCH_WRITE_FIXTURE").is_some() && !path.exists() {
-        std::fs::write(&path, record(&Query::default()).0).unwrap();
+fn all_versions_are_read() {
+    for version in 1..=super::VERSION {
+        let name = format!("tests/fixtures/version-{version}.memwatch");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let is_newest = version == super::VERSION;
+        if std::env::var_os("MEMWATCH_WRITE_FIXTURE").is_some() && is_newest && !path.exists() {
+            std::fs::write(&path, record(&Query::default()).0).unwrap();
+        }
+        let written = std::fs::read(&path).unwrap();
+        assert_eq!(written[8..12], version.to_le_bytes());
+        let mut recording = super::open(&path).unwrap();
+        let (_, reports) = record(&Query::default());
+        assert_eq!(recording.ticks().len(), 6);
+        let report = recording
+            .last()
+            .unwrap()
+            .report(&Query::default(), Kind::Top, None)
+            .unwrap();
+        let (rows, expected) = (&report.rows, &reports[5].rows);
+        assert_eq!(rows, expected, "{version}");
+        assert_eq!(report.processes, reports[5].processes, "{version}");
     }
-    let mut recording = super::open(&path).unwrap();
-    let (_, reports) = record(&Query::default());
-    assert_eq!(recording.ticks().len(), 6);
-    let report = recording
-        .last()
-        .unwrap()
-        .report(&Query::default(), Kind::Top, None)
-        .unwrap();
-    let (rows, expected) = (&report.rows, &reports[5].rows);
-    assert_eq!(rows, expected);
-    assert_eq!(report.processes, reports[5].processes);
+}
+
+/// Ticks that nobody looks at are only read; whoever looks sees the same as who looked at all of them.
+#[test]
+fn ticks_that_were_passed_over_make_no_difference() {
+    const TICKS: usize = 150;
+    let mut service = Service::with_activity(60, 3, 500);
+    let mut writer = Writer::new(Vec::new(), header(service.model.since_ns())).unwrap();
+    for _ in 0..TICKS {
+        service.tick();
+        writer.tick(&service.model, &mut service.names, &meta()).unwrap();
+    }
+    let bytes = writer.into_inner();
+    let shown = |recording: &mut Recording, index: usize| {
+        let query = Query {
+            limit: 1000,
+            ..Query::default()
+        };
+        recording
+            .at(index)
+            .unwrap()
+            .report(&query, Kind::Top, None)
+            .unwrap()
+    };
+    let mut each = read(bytes.clone()).unwrap();
+    let expected: Vec<Report> = (0..TICKS).map(|index| shown(&mut each, index)).collect();
+    assert!(
+        expected[TICKS - 1]
+            .rows
+            .iter()
+            .any(|row| row.growth_bytes_per_second.is_some_and(|growth| growth != 0.0))
+    );
+    let mut recording = read(bytes).unwrap();
+    // Forward in leaps, back, and by one.
+    for index in [0, 40, 41, 90, 60, 61, 149, 148, 30, 31, 32, 149] {
+        assert_eq!(shown(&mut recording, index), expected[index], "{index}");
+    }
+    for every in [1, 7, 29, 31, 70] {
+        recording.at(0).unwrap();
+        for index in (0..TICKS - 1).step_by(every) {
+            let moment = recording.on_the_way(index, TICKS - 1).unwrap();
+            let sites = moment.model.sites();
+            let inuse: u64 = sites.map(|(_, site)| site.totals.inuse_bytes()).sum();
+            assert_eq!(inuse, recording.ticks()[index].inuse_bytes, "{every}: {index}");
+        }
+        assert_eq!(shown(&mut recording, TICKS - 1), expected[TICKS - 1], "{every}");
+    }
+    recording.on_the_way(100, 149).unwrap();
+    assert_eq!(shown(&mut recording, 110), expected[110]);
+}
+
+/// Small Python objects: with the number of their pools the interval of the estimate is that of the live view.
+#[test]
+fn estimates_are_as_wide_as_they_were() {
+    let mut model = Model::new();
+    let mut writer = Writer::new(Vec::new(), header(100 * SECOND)).unwrap();
+    let mut table = names();
+    let mut expected = Vec::new();
+    for (tick, pools) in [(0, 40), (1, 40), (2, 90)] {
+        let (key, totals) = (key(1, Domain::PythonObject, 10), blocks(64, 1000 + tick, 0));
+        let mut next = sample(tick).alive(100, 1);
+        next.pools = vec![PoolTotals { key, totals, pools }];
+        model.apply(next);
+        describe(&mut model, tick);
+        writer.tick(&model, &mut table, &meta()).unwrap();
+        expected.push(live_report(&model, &Query::default(), &mut table, &meta()));
+    }
+    let mut recording = read(writer.into_inner()).unwrap();
+    for (index, expected) in expected.iter().enumerate() {
+        let report = recording
+            .at(index)
+            .unwrap()
+            .report(&Query::default(), Kind::Top, None)
+            .unwrap();
+        let interval = |report: &Report| {
+            let row = &report.rows[0];
+            (row.estimated_bytes, row.inuse_low_bytes, row.inuse_high_bytes)
+        };
+        assert_eq!(interval(&report), interval(expected), "{index}");
+    }
+    assert_ne!(
+        expected[1].rows[0].inuse_high_bytes,
+        expected[2].rows[0].inuse_high_bytes
+    );
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Thinning {
             left = left.saturating_sub(self.buffer.len() as u64);
             if self.kept.get(self.read).copied().unwrap_or(true) {
                 let replay = &mut self.replay;
+                replay.settle();
                 self.writer.tick(&replay.model, &mut replay.names, &replay.meta)?;
             }
             self.read += 1;

@@ -128,7 +128,6 @@ fn mistakes_are_answered_in_one_line() {
         &["--max-depth", "128"],
         &["--max-blocks", "0"],
         &["--domain", "heap"],
-        &["--format", "xml"],
         &["--min-size", "1.5"],
         &["--once", "--once"],
         &["top", "one", "two"],

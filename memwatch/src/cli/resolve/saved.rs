@@ -19,6 +19,22 @@ pub enum ReportFormat {
     Html,
 }
 
+impl ReportFormat {
+    fn parse(name: String) -> Result<Self, UsageError> {
+        match name.as_str() {
+            "text" => Ok(Self::Text),
+            "markdown" => Ok(Self::Markdown),
+            "json" => Ok(Self::Json),
+            "html" => Ok(Self::Html),
+            _ => Err(UsageError::Value {
+                option: "--format",
+                value: name,
+                reason: "`memwatch report` prints text, json, markdown or html".to_owned(),
+            }),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportSpec {
     pub format: ReportFormat,
@@ -46,12 +62,8 @@ pub struct SourceSpec {
 }
 
 pub(super) fn report(mut arguments: ReportArgs) -> Result<Resolved, UsageError> {
-    let format = match arguments.watch.output.format.take().as_deref() {
-        Some("markdown") => ReportFormat::Markdown,
-        Some("json") => ReportFormat::Json,
-        Some("html") => ReportFormat::Html,
-        _ => ReportFormat::Text,
-    };
+    let format = arguments.watch.output.format.take();
+    let format = format.map_or(Ok(ReportFormat::Text), ReportFormat::parse)?;
     let limit = arguments.watch.query.limit.take();
     let source = source(arguments.saved, arguments.span, &arguments.watch)?;
     let mut resolved = resolved("report", arguments.watch, &source)?;

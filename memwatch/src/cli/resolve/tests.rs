@@ -252,6 +252,7 @@ fn contradictions_are_answered_in_one_line() {
         "--pid 1 --cumulative",
         "--pid 1 --format html",
         "diff --pid 1 --format markdown",
+        "report --pid 1 --format xml",
         "--pid 1 --si --unit mib",
         "--pid 1 -v -q",
         "--pid 1 --comm [",

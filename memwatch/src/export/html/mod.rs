@@ -35,7 +35,7 @@ struct Data {
 }
 
 /// Of a row, what the page does not show.
-const NOT_SHOWN: [&str; 5] = ["key", "sizes", "lifetimes", "ages", "growth_bytes_per_second"];
+const NOT_SHOWN: [&str; 4] = ["sizes", "lifetimes", "ages", "growth_bytes_per_second"];
 
 impl Data {
     fn new(leaks: &LeakReport) -> Result<Self, serde_json::Error> {
@@ -45,6 +45,14 @@ impl Data {
         for row in rows.into_iter().flatten().filter_map(Value::as_object_mut) {
             for field in NOT_SHOWN {
                 row.remove(field);
+            }
+            // Only what has no frames is called by its key.
+            if row
+                .get("frames")
+                .and_then(Value::as_array)
+                .is_some_and(|frames| !frames.is_empty())
+            {
+                row.remove("key");
             }
             for frame in row
                 .get_mut("frames")
@@ -193,6 +201,7 @@ mod tests {
                 (&all["inuse_bytes"], &all["delta"])
             );
             let frames = row["frames"].as_array().unwrap().iter();
+            assert_eq!(row["key"].is_null(), frames.len() > 0);
             let named: Vec<Value> = frames
                 .map(|id| value["frames"][id.as_u64().unwrap() as usize].clone())
                 .collect();

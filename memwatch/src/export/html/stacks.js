@@ -32,10 +32,10 @@ function frameText(frame) {
 
 // Names of a row under each way of grouping; the frame is the one that the block belongs to.
 const GROUPINGS = {
-  line: (row, frame) => frame ? lineName(frame) : "[unknown stack]",
-  function: (row, frame) => frame ? functionName(frame) : "[unknown stack]",
-  file: (row, frame) => frame ? frame.file || "[" + baseName(frame.module || "unknown") + "]" : "[unknown stack]",
-  module: (row, frame) => frame ? frame.module || frame.file || "[unknown]" : "[unknown stack]",
+  line: (row, frame) => frame ? lineName(frame) : row.key,
+  function: (row, frame) => frame ? functionName(frame) : row.key,
+  file: (row, frame) => frame ? frame.file || "[" + baseName(frame.module || "unknown") + "]" : row.key,
+  module: (row, frame) => frame ? frame.module || frame.file || "[unknown]" : row.key,
   process: (row) => row.pid === null ? "[unknown]" : "process " + row.pid,
   domain: (row) => row.domain || "[several]",
 };
@@ -69,7 +69,7 @@ function buildTree(rows, owners, upwards) {
   rows.forEach((row, index) => {
     const frames = upwards ? row.frames.slice(Math.max(0, owners[index])) : [...row.frames].reverse();
     const names = frames.map((frame) => [functionName(frame), frameText(frame)]);
-    const missing = row.frames.length ? "[truncated]" : "[unknown stack]";
+    const missing = row.frames.length ? "[truncated]" : row.key;
     if (!row.frames.length || (row.truncated && !upwards)) names.unshift([missing, missing]);
     if (processes && !upwards) names.unshift(["process " + row.pid, "process " + row.pid]);
     let node = root;

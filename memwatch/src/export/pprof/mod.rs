@@ -77,7 +77,7 @@ fn sample(tables: &mut Tables, report: &Report, row: &Row) -> Option<Sample> {
     }
     let mut location_id = tables.stack(&row.frames);
     if row.frames.is_empty() {
-        location_id.push(tables.marker(label::UNKNOWN_STACK));
+        location_id.push(tables.marker(label::no_frames(row)));
     } else if row.truncated {
         location_id.push(tables.marker(super::folded::TRUNCATED));
     }

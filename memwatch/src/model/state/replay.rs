@@ -13,7 +13,7 @@ use super::super::report::Limit;
 use super::{Baseline, Model, Site, site_key};
 use crate::collect::sample::{AGE_EDGES_SECONDS, LiveScan, SiteAges};
 
-/// What one saved tick changes. Absolute values, not differences.
+/// What one saved tick changes, besides the sites. Absolute values, not differences.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub at_ns: u64,
@@ -21,8 +21,6 @@ pub struct Change {
     pub processes: Vec<(u32, Instance)>,
     pub forgotten: Vec<u32>,
     pub mapped: Vec<(u32, Mapped)>,
-    pub sites: Vec<(SiteId, SiteTotals)>,
-    pub ages: Vec<(SiteId, SiteAges)>,
     /// When the live blocks were last gone through.
     pub scanned_ns: Option<u64>,
     pub counters: [u64; COUNTERS],
@@ -39,8 +37,6 @@ impl Default for Change {
             processes: Vec::new(),
             forgotten: Vec::new(),
             mapped: Vec::new(),
-            sites: Vec::new(),
-            ages: Vec::new(),
             scanned_ns: None,
             counters: [0; COUNTERS],
             limits: None,
@@ -94,12 +90,15 @@ fn first_bucket(age: Option<Duration>) -> usize {
     AGE_EDGES_SECONDS.iter().filter(|edge| **edge <= seconds).count()
 }
 
-/// Whether a recording can tell what is at least this old.
-pub fn tells_age(age: Duration) -> bool {
-    age.is_zero()
-        || AGE_EDGES_SECONDS
-            .iter()
-            .any(|edge| Duration::from_secs_f64(*edge) == age)
+/// The least age, not below this one, that a recording can tell; none beyond the last that it keeps.
+pub fn told_age(age: Duration) -> Option<Duration> {
+    if age.is_zero() {
+        return Some(age);
+    }
+    let mut edges = AGE_EDGES_SECONDS
+        .iter()
+        .map(|edge| Duration::from_secs_f64(*edge));
+    edges.find(|edge| *edge >= age)
 }
 
 impl Model {
@@ -112,7 +111,7 @@ impl Model {
         }
     }
 
-    /// One tick of a recording.
+    /// One tick of a recording. Its sites follow, or come with a later tick when nobody wants to look before.
     pub fn restore(&mut self, change: Change) {
         self.samples += 1;
         self.tick = change.tick;
@@ -121,10 +120,9 @@ impl Model {
         for (number, instance) in change.processes {
             self.processes.restore(number, instance);
         }
-        for (id, totals) in &change.sites {
-            self.update(*id, totals);
+        if let Some(at_ns) = change.scanned_ns {
+            self.live.get_or_insert_default().at_ns = at_ns;
         }
-        self.restore_ages(&change.ages, change.scanned_ns);
         if let Some(saved) = &mut self.saved {
             saved.mapped.extend(change.mapped);
         }
@@ -137,18 +135,27 @@ impl Model {
         self.undecoded = change.undecoded;
     }
 
-    fn restore_ages(&mut self, ages: &[(SiteId, SiteAges)], scanned_ns: Option<u64>) {
-        if let Some(at_ns) = scanned_ns {
-            self.live.get_or_insert_default().at_ns = at_ns;
+    /// What became of a site at the tick that was restored last.
+    pub fn restore_site(
+        &mut self,
+        id: &SiteId,
+        totals: Option<&SiteTotals>,
+        ages: Option<&SiteAges>,
+        pools: Option<u64>,
+    ) {
+        if let Some(totals) = totals {
+            self.update(*id, totals);
         }
-        for (id, ages) in ages {
-            if id.mapping.is_some() {
-                if let Some(saved) = &mut self.saved {
-                    saved.ages.insert(*id, *ages);
-                }
-            } else if let Some(live) = &mut self.live {
-                live.sites.insert(site_key(id), *ages);
+        if let (Some(pools), Some(site)) = (pools, self.sites.get_mut(id)) {
+            site.pools = pools;
+        }
+        let Some(ages) = ages else { return };
+        if id.mapping.is_some() {
+            if let Some(saved) = &mut self.saved {
+                saved.ages.insert(*id, *ages);
             }
+        } else if let Some(live) = &mut self.live {
+            live.sites.insert(site_key(id), *ages);
         }
     }
 

@@ -107,7 +107,7 @@ fn what_is_no_recording_and_what_is_newer_is_told() {
     bytes[8] = VERSION as u8 + 1;
     assert_eq!(
         message(&bytes),
-        "it is of format version 2, and this memwatch reads versions up to 1: use a newer memwatch"
+        "it is of format version 3, and this memwatch reads versions up to 2: use a newer memwatch"
     );
     let mut start = Vec::new();
     write_start(&mut start);
@@ -117,7 +117,7 @@ fn what_is_no_recording_and_what_is_newer_is_told() {
     );
 }
 
-const SECTIONS: [Section; 13] = [
+const SECTIONS: [Section; 16] = [
     Section::Header,
     Section::Tick,
     Section::Strings,
@@ -128,9 +128,12 @@ const SECTIONS: [Section; 13] = [
     Section::ProcessNumbers,
     Section::Forgotten,
     Section::Sites,
+    Section::Totals1,
+    Section::Ages1,
+    Section::Counters,
     Section::Totals,
     Section::Ages,
-    Section::Counters,
+    Section::Pools,
 ];
 
 /// Good frames with anything in them, so that what lies behind the checksums is reached.
@@ -233,12 +236,15 @@ fn numbers_too_large_to_add_up_are_refused() {
     for column in [&[0][..], &huge, &huge, &huge, &[0], &[0], &[], &[0], &[]] {
         super::super::numbers::put_bytes(&mut totals, column);
     }
-    let bytes = framed(&[vec![(9, site), (10, totals)]]);
-    let error = Recording::read(Cursor::new(bytes), &Bounds::SMALL)
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "it is damaged at tick 0: its numbers are larger than any memory"
-    );
+    // As version 1 has them, and as they are now.
+    for section in [10, 13] {
+        let bytes = framed(&[vec![(9, site.clone()), (section, totals.clone())]]);
+        let error = Recording::read(Cursor::new(bytes), &Bounds::SMALL)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "it is damaged at tick 0: its numbers are larger than any memory"
+        );
+    }
 }

@@ -26,12 +26,15 @@ fn peak_rss_kib() -> u64 {
 }
 
 /// Written to this file, so that it can be read by a process of its own.
-fn file(busy: u64) -> std::path::PathBuf {
-    std::env::temp_dir().join(format!("memwatch-limits-{busy}.memwatch"))
+fn file(busy: u64, any_size: bool) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("memwatch-limits-{busy}-{any_size}.memwatch"))
 }
 
-fn write(busy: u64, (ticks, sites): (u64, u64)) -> Vec<u8> {
+fn write(busy: u64, any_size: bool, (ticks, sites): (u64, u64)) -> Vec<u8> {
     let mut service = Service::with_activity(sites, 1, busy);
+    if any_size {
+        service = service.of_any_size();
+    }
     let mut writer = Writer::new(Vec::new(), header(service.model.since_ns())).unwrap();
     let mut spent = std::time::Duration::ZERO;
     for _ in 0..ticks {
@@ -41,7 +44,7 @@ fn write(busy: u64, (ticks, sites): (u64, u64)) -> Vec<u8> {
         spent += began.elapsed();
     }
     println!(
-        "{busy} of 1000 sites busy: {:.1} MiB, {:.1} KiB a tick, {:.2} ms to write a tick; first tick {:.1} KiB",
+        "{busy} of 1000 sites busy (blocks of any size: {any_size}): {:.1} MiB, {:.1} KiB a tick, {:.2} ms to write a tick; first tick {:.1} KiB",
         writer.bytes() as f64 / MIB,
         writer.bytes() as f64 / 1024.0 / ticks as f64,
         spent.as_secs_f64() * 1e3 / ticks as f64,
@@ -73,11 +76,12 @@ fn open(source: impl std::io::Read + std::io::Seek + Send + 'static) -> u64 {
 
 #[test]
 fn what_is_written_is_read() {
-    for busy in [50, 100] {
+    for (busy, any_size) in [(50, false), (100, false), (100, true)] {
+        let file = file(busy, any_size);
         match std::env::var("MEMWATCH_LIMITS").as_deref() {
-            Ok("write") => std::fs::write(file(busy), write(busy, HOUR)).unwrap(),
-            Ok(_) => assert_eq!(open(std::fs::File::open(file(busy)).unwrap()), HOUR.0),
-            Err(_) => assert_eq!(open(Cursor::new(write(busy, SMALL))), SMALL.0),
+            Ok("write") => std::fs::write(file, write(busy, any_size, HOUR)).unwrap(),
+            Ok(_) => assert_eq!(open(std::fs::File::open(file).unwrap()), HOUR.0),
+            Err(_) => assert_eq!(open(Cursor::new(write(busy, any_size, SMALL))), SMALL.0),
         }
     }
 }
@@ -85,15 +89,21 @@ fn what_is_written_is_read() {
 /// A site that changed costs a few bytes.
 #[test]
 fn a_change_costs_few_bytes() {
-    let mut service = Service::with_activity(500, 1, 1000);
-    let mut writer = Writer::new(Vec::new(), header(service.model.since_ns())).unwrap();
-    for _ in 0..60 {
-        service.tick();
-        writer.tick(&service.model, &mut service.names, &meta()).unwrap();
+    let most = [(false, 4.0), (true, 7.0)];
+    for (any_size, most) in most {
+        let mut service = Service::with_activity(1000, 1, 1000);
+        if any_size {
+            service = service.of_any_size();
+        }
+        let mut writer = Writer::new(Vec::new(), header(service.model.since_ns())).unwrap();
+        for _ in 0..60 {
+            service.tick();
+            writer.tick(&service.model, &mut service.names, &meta()).unwrap();
+        }
+        let after_first = writer.bytes() - writer.written()[0].frame_bytes;
+        let per_change = after_first as f64 / (59.0 * 1000.0);
+        println!("{per_change:.2} bytes for each change of a site (blocks of any size: {any_size})");
+        assert!(per_change < most, "{per_change}");
+        let _ = Recording::read(Cursor::new(writer.into_inner()), &Bounds::USUAL).unwrap();
     }
-    let after_first = writer.bytes() - writer.written()[0].frame_bytes;
-    let per_change = after_first as f64 / (59.0 * 500.0);
-    println!("{per_change:.1} bytes for each change of a site");
-    assert!(per_change < 16.0, "{per_change}");
-    let _ = Recording::read(Cursor::new(writer.into_inner()), &Bounds::USUAL).unwrap();
 }

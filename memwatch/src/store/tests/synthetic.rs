@@ -103,6 +103,8 @@ pub struct Service {
     places: Vec<Place>,
     random: Random,
     tick: u64,
+    /// Blocks of a place have any size, and not one of two.
+    any_size: bool,
 }
 
 impl Service {
@@ -138,6 +140,15 @@ impl Service {
             places,
             random,
             tick: 0,
+            any_size: false,
+        }
+    }
+
+    #[must_use]
+    pub fn of_any_size(self) -> Self {
+        Self {
+            any_size: true,
+            ..self
         }
     }
 
@@ -147,7 +158,7 @@ impl Service {
             if self.random.below(place.seldom) != 0 {
                 continue;
             }
-            place.act(&mut self.random);
+            place.act(&mut self.random, self.any_size);
             next.sites.push((place.key, place.totals));
         }
         next.counters[0] = self.tick * 100_000 + self.random.below(1000);
@@ -177,10 +188,12 @@ impl Service {
 }
 
 impl Place {
-    fn act(&mut self, random: &mut Random) {
+    fn act(&mut self, random: &mut Random, any_size: bool) {
         let allocated = 1 + random.below(self.rate);
         for _ in 0..2 {
-            let size = if random.below(3) == 0 {
+            let size = if any_size {
+                self.size + random.below(3 * self.size)
+            } else if random.below(3) == 0 {
                 self.size
             } else {
                 self.size * 2
