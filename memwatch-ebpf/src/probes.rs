@@ -28,12 +28,11 @@ pub extern "C" fn alloc_session(context: *mut core::ffi::c_void) -> u32 {
         let cookie = Cookie(bpf_get_attach_cookie(context));
         (Registers::from_context(context), cookie)
     };
-    // The return of a free is never asked for. Elsewhere than at the probe it is a return; nearly always that much is
-    // seen without asking the kernel where the probe is.
+    // Elsewhere than at the probe it is a return; nearly always that much is seen without asking the kernel where the
+    // probe is.
     let here = registers.instruction();
     // SAFETY: as above.
-    let entry = cookie.function() == Function::Free as u8
-        || (cookie.may_sit_at(here) && unsafe { bpf_get_func_ip(context) } == here);
+    let entry = cookie.may_sit_at(here) && unsafe { bpf_get_func_ip(context) } == here;
     if entry {
         enter(cookie, registers)
     } else {
@@ -66,13 +65,23 @@ pub fn alloc_return(context: RetProbeContext) -> u32 {
     0
 }
 
+/// As [`empty_session`], for what has no return.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn empty_entry(context: *mut core::ffi::c_void) -> u32 {
+    // SAFETY: the context of a uprobe program.
+    Cookie(unsafe { bpf_get_attach_cookie(context) })
+        .function()
+        .into()
+}
+
 /// The price of a hit and nothing else, for measuring: what no tool can be below.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn empty_session(context: *mut core::ffi::c_void) -> u32 {
     // SAFETY: the context of a uprobe program.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
-    u32::from(cookie.function() == Function::Free as u8)
+    u32::from(cookie.function() == 0)
 }
 
 /// The state of the process that this thread belongs to, when it is watched. A thread that has allocated before knows

@@ -324,15 +324,29 @@ extern "C" fn tell_codes(instance: u32, parent: u32) -> u32 {
             fingerprint: frame.fingerprint,
         };
         if PYTHON_CODES_TOLD.get_ptr(&key).is_none() {
-            tell_code(&process.layout, &mut walk.copy, &key);
+            tell_code(process, walk, n as u32, instance);
         }
     }
     1
 }
 
-/// What cannot be read now is left to user space.
-#[inline(always)]
-fn tell_code(layout: &PythonLayout, copy: &mut CodeCopy, key: &CodeKey) {
+/// The code of the `n`th frame. What cannot be read now is left to user space. A global function, as [`python_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_code(process: *const PythonProcess, walk: *mut Walk, n: u32, instance: u32) -> u32 {
+    // SAFETY: each is null or what the caller has: a live map value, this thread's walk.
+    let (Some(process), Some(walk)) = (unsafe { process.as_ref() }, unsafe { walk.as_mut() }) else {
+        return 0;
+    };
+    let layout = &process.layout;
+    // SAFETY: by the mask at most one beyond the last frame, which is still inside the walk.
+    let frame = unsafe { &*walk.stack.frames.as_ptr().add(mask::<127>(u64::from(n))) };
+    let key = CodeKey {
+        code: frame.code,
+        instance,
+        fingerprint: frame.fingerprint,
+    };
+    let copy = &mut walk.copy;
     let pointer = |offset: u16| word(key.code + u64::from(offset)).unwrap_or(0);
     let (file, name, table) = (
         pointer(layout.code_file_name),
@@ -343,12 +357,13 @@ fn tell_code(layout: &PythonLayout, copy: &mut CodeCopy, key: &CodeKey) {
     copy.file_bytes = beginning(&mut copy.file, file);
     copy.name_bytes = beginning(&mut copy.name, name);
     copy.table_bytes = beginning(&mut copy.table, table);
-    if PYTHON_CODES.insert(key, copy, 0).is_err() {
+    if PYTHON_CODES.insert(&key, copy, 0).is_err() {
         count(Counter::PythonCodesFull);
-        return;
+        return 0;
     }
     // Where this fails the object is only told again.
-    let _ = PYTHON_CODES_TOLD.insert(key, &1, 0);
+    let _ = PYTHON_CODES_TOLD.insert(&key, &1, 0);
+    1
 }
 
 /// As much of what is at `from` as there is, by halves: it may lie at the end of what is mapped.

@@ -86,9 +86,19 @@ pub struct LinkPoint {
 #[derive(Debug)]
 pub struct UprobePrograms {
     pub method: Method,
-    entry: OwnedFd,
-    /// `None` for sessions, whose one program sees both.
-    on_return: Option<OwnedFd>,
+    /// Of a session, the one program that sees both the entry and the return.
+    entry: Program,
+    /// `None` for sessions.
+    on_return: Option<Program>,
+    /// For sessions: sees what has no return. On a hit by another process than the link's own the kernel puts a return probe
+    /// at every point of a session, which would overwrite what stands on the stack where no function begins.
+    entry_only: Option<Program>,
+}
+
+#[derive(Debug)]
+struct Program {
+    fd: OwnedFd,
+    attach_type: u32,
 }
 
 /// What keeps probes in place; they go when it is dropped, and with the process whatever its end.
@@ -98,17 +108,21 @@ pub struct Links(Vec<OwnedFd>);
 impl UprobePrograms {
     /// Loads the programs for `method`, against the maps of `ebpf`.
     pub fn load(object: &[u8], ebpf: &Ebpf, method: Method) -> Result<Self> {
-        let (entry, on_return) = match method {
-            Method::Session => ("alloc_session", None),
-            Method::Multi | Method::PerfEvent => ("alloc_entry", Some("alloc_return")),
-        };
         let loader = Loader::new(object, ebpf)?;
-        let programs = Self {
-            method,
-            entry: loader.load(entry, method.attach_type())?,
-            on_return: on_return
-                .map(|name| loader.load(name, method.attach_type()))
-                .transpose()?,
+        let own = method.attach_type();
+        let programs = match method {
+            Method::Session => Self {
+                method,
+                entry: loader.load("alloc_session", own)?,
+                on_return: None,
+                entry_only: Some(loader.load("alloc_entry", BPF_TRACE_UPROBE_MULTI)?),
+            },
+            Method::Multi | Method::PerfEvent => Self {
+                method,
+                entry: loader.load("alloc_entry", own)?,
+                on_return: Some(loader.load("alloc_return", own)?),
+                entry_only: None,
+            },
         };
         if method != Method::PerfEvent {
             programs.try_link()?;
@@ -120,7 +134,7 @@ impl UprobePrograms {
     /// what a uprobe program is to be attached to. Nothing is probed by this.
     fn try_link(&self) -> Result<()> {
         let name = self.method.name();
-        let try_once = |pid| self.link(&self.entry, NO_BINARY, &[0], &[0], pid, 0);
+        let try_once = |pid| link(&self.entry, NO_BINARY, &[0], &[0], pid, 0);
         // A kernel that knows the link finds that a folder is no binary.
         match try_once(None) {
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => {}
@@ -137,11 +151,12 @@ impl UprobePrograms {
 
     /// Loads the program that does nothing but take the hit; only for measuring.
     pub fn load_empty(object: &[u8], ebpf: &Ebpf) -> Result<Self> {
-        let entry = Loader::new(object, ebpf)?.load("empty_session", Method::Session.attach_type())?;
+        let loader = Loader::new(object, ebpf)?;
         Ok(Self {
             method: Method::Session,
-            entry,
+            entry: loader.load("empty_session", BPF_TRACE_UPROBE_SESSION)?,
             on_return: None,
+            entry_only: Some(loader.load("empty_entry", BPF_TRACE_UPROBE_MULTI)?),
         })
     }
 
@@ -161,7 +176,8 @@ impl UprobePrograms {
     pub fn verified_instructions(&self) -> io::Result<Vec<u32>> {
         std::iter::once(&self.entry)
             .chain(&self.on_return)
-            .map(|fd| Ok(info(fd.as_fd())?.verified_insns))
+            .chain(&self.entry_only)
+            .map(|program| Ok(info(program.fd.as_fd())?.verified_insns))
             .collect()
     }
 
@@ -171,74 +187,86 @@ impl UprobePrograms {
         if points.is_empty() {
             return Ok(Links(links));
         }
-        let returning: Vec<LinkPoint> = points.iter().copied().filter(|point| point.has_return).collect();
-        match (self.method, &self.on_return) {
-            (Method::Session, _) | (_, None) => {
-                links.push(self.multi(&self.entry, path, points, pid, 0)?);
+        let (returning, others): (Vec<LinkPoint>, Vec<LinkPoint>) =
+            points.iter().partition(|point| point.has_return);
+        match (&self.entry_only, &self.on_return) {
+            (Some(entry_only), _) => {
+                // Frees first, so that no block is seen born whose end is not.
+                links.extend(multi(entry_only, path, &others, pid, 0)?);
+                links.extend(multi(&self.entry, path, &returning, pid, 0)?);
             }
-            (Method::Multi, Some(on_return)) => {
+            (None, Some(on_return)) if self.method == Method::Multi => {
                 // Returns first, so that no call is seen beginning whose end is not.
-                if !returning.is_empty() {
-                    links.push(self.multi(on_return, path, &returning, pid, BPF_F_UPROBE_MULTI_RETURN)?);
-                }
-                links.push(self.multi(&self.entry, path, points, pid, 0)?);
+                links.extend(multi(
+                    on_return,
+                    path,
+                    &returning,
+                    pid,
+                    BPF_F_UPROBE_MULTI_RETURN,
+                )?);
+                links.extend(multi(&self.entry, path, points, pid, 0)?);
             }
-            (Method::PerfEvent, Some(on_return)) => {
-                for point in &returning {
-                    links.extend(perf_event(on_return, path, *point, pid, true)?);
+            (None, on_return) => {
+                for (program, point) in on_return
+                    .iter()
+                    .flat_map(|program| returning.iter().map(move |point| (program, point)))
+                {
+                    links.extend(perf_event(&program.fd, path, *point, pid, true)?);
                 }
                 for point in points {
-                    links.extend(perf_event(&self.entry, path, *point, pid, false)?);
+                    links.extend(perf_event(&self.entry.fd, path, *point, pid, false)?);
                 }
             }
         }
         Ok(Links(links))
     }
+}
 
-    fn multi(
-        &self,
-        program: &OwnedFd,
-        path: &CStr,
-        points: &[LinkPoint],
-        pid: Option<u32>,
-        flags: u32,
-    ) -> Result<OwnedFd> {
-        let offsets: Vec<u64> = points.iter().map(|point| point.offset).collect();
-        let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
-        self.link(program, path, &offsets, &cookies, pid, flags)
-            .with_context(|| {
-                format!(
-                    "cannot probe {} functions in {}",
-                    points.len(),
-                    path.to_string_lossy()
-                )
-            })
+/// One link for all `points`, none where there are none.
+fn multi(
+    program: &Program,
+    path: &CStr,
+    points: &[LinkPoint],
+    pid: Option<u32>,
+    flags: u32,
+) -> Result<Option<OwnedFd>> {
+    if points.is_empty() {
+        return Ok(None);
     }
+    let offsets: Vec<u64> = points.iter().map(|point| point.offset).collect();
+    let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
+    let made = link(program, path, &offsets, &cookies, pid, flags);
+    made.map(Some).with_context(|| {
+        format!(
+            "cannot probe {} functions in {}",
+            points.len(),
+            path.to_string_lossy()
+        )
+    })
+}
 
-    fn link(
-        &self,
-        program: &OwnedFd,
-        path: &CStr,
-        offsets: &[u64],
-        cookies: &[u64],
-        pid: Option<u32>,
-        flags: u32,
-    ) -> io::Result<OwnedFd> {
-        let mut attr = zeroed_attr();
-        // SAFETY: plain integers in a union of plain integers; the pointers live until the call returns.
-        unsafe {
-            attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
-            attr.link_create.attach_type = self.method.attach_type();
-            let multi = &mut attr.link_create.__bindgen_anon_3.uprobe_multi;
-            multi.path = path.as_ptr() as u64;
-            multi.offsets = offsets.as_ptr() as u64;
-            multi.cookies = cookies.as_ptr() as u64;
-            multi.cnt = offsets.len() as u32;
-            multi.flags = flags;
-            multi.pid = pid.unwrap_or(0);
-        }
-        bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+fn link(
+    program: &Program,
+    path: &CStr,
+    offsets: &[u64],
+    cookies: &[u64],
+    pid: Option<u32>,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    // SAFETY: plain integers in a union of plain integers; the pointers live until the call returns.
+    unsafe {
+        attr.link_create.__bindgen_anon_1.prog_fd = program.fd.as_raw_fd() as u32;
+        attr.link_create.attach_type = program.attach_type;
+        let multi = &mut attr.link_create.__bindgen_anon_3.uprobe_multi;
+        multi.path = path.as_ptr() as u64;
+        multi.offsets = offsets.as_ptr() as u64;
+        multi.cookies = cookies.as_ptr() as u64;
+        multi.cnt = offsets.len() as u32;
+        multi.flags = flags;
+        multi.pid = pid.unwrap_or(0);
     }
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
 impl Links {
@@ -348,7 +376,12 @@ impl Loader {
         Ok(Self { object, btf })
     }
 
-    fn load(&self, name: &str, attach_type: u32) -> Result<OwnedFd> {
+    fn load(&self, name: &str, attach_type: u32) -> Result<Program> {
+        let fd = self.load_program(name, attach_type)?;
+        Ok(Program { fd, attach_type })
+    }
+
+    fn load_program(&self, name: &str, attach_type: u32) -> Result<OwnedFd> {
         let program = self
             .object
             .programs
