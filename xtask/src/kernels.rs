@@ -8,6 +8,7 @@ mod machine;
 mod packages;
 
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -199,10 +200,10 @@ impl Verdict {
             self.tests.failed
         );
         if !self.verified.is_empty() {
-            line += &format!("; verified: {}", self.verified.join(", "));
+            let _ = write!(line, "; verified: {}", self.verified.join(", "));
         }
         if !self.is_well(supported) {
-            line += &format!("; see {}", log.display());
+            let _ = write!(line, "; see {}", log.display());
         }
         line
     }
