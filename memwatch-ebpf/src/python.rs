@@ -216,7 +216,7 @@ fn byte(words: &[u64; FRAME_WORDS], offset: u16) -> u8 {
     (field(words, offset) >> (u64::from(offset & 7) * 8)) as u8
 }
 
-/// [`step`], as a global function: verifiers before Linux 6.12 give up on it within the loop.
+/// [`step`], as a global function: within the loop, older verifiers would follow it again and again.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn python_step(process: *const PythonProcess, walk: *mut Walk) -> u32 {

@@ -50,7 +50,7 @@ const _: () = assert!(BLOCK_ROWS.is_power_of_two());
 pub unsafe fn read_kernel(address: u64) -> u64 {
     let mut value = 0_u64;
     // Whether it could be read is not asked: where not, the helper leaves zeros, and one way less through a loop makes
-    // the difference to verifiers before Linux 6.12.
+    // the difference to Linux 6.1's verifier.
     // SAFETY: writes one word of the program's own stack; the helper fails on bad addresses.
     unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const _) };
     value

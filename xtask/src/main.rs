@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod deny;
+mod kernels;
 mod leaky;
 mod python_layouts;
 mod run;
@@ -43,6 +44,8 @@ enum Chore {
     },
     /// Load every program of the kernel side through this kernel's verifier (needs root)
     Verify,
+    /// Load the kernel side and compare numbers on other kernels, in an emulator (needs root)
+    Kernels(kernels::Options),
     /// Measure what watching costs, beside other tools, and write the table into docs/overhead.md (needs root)
     Bench(bench::Options),
     /// Check licences, sources and duplicates of all dependencies; known vulnerabilities where the database is in reach
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Chore::Run { arguments } => return run::run(&arguments).unwrap_or_else(|error| failed(&error)),
         Chore::Test { arguments } => test::run(&arguments),
         Chore::Verify => test::verify(),
+        Chore::Kernels(options) => kernels::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Deny => deny::run(),
         Chore::PythonLayouts(options) => python_layouts::run(&options),

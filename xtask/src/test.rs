@@ -79,16 +79,16 @@ fn commands(arguments: &[OsString]) -> Vec<Command> {
 
 /// What the closing lines of all test programs say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Outcome {
-    programs: u64,
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub struct Outcome {
+    pub programs: u64,
+    pub passed: u64,
+    pub failed: u64,
+    pub ignored: u64,
 }
 
 impl Outcome {
     /// `test result: ok. 8 passed; 0 failed; 2 ignored; …`
-    fn add(&mut self, line: &str) {
+    pub fn add(&mut self, line: &str) {
         let Some((_, numbers)) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))
