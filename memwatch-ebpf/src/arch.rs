@@ -50,6 +50,44 @@ impl Registers<'_> {
         self.0.rbp
     }
 
+    /// A register by the number that the processor has for it. All are read first: the verifier takes no load whose place
+    /// depends on something.
+    #[inline(always)]
+    pub fn numbered(self, number: u8) -> u64 {
+        // SAFETY: plain words of a live context.
+        let read = |register: &u64| unsafe { core::ptr::read_volatile(register) };
+        let all = self.0;
+        let (rax, rcx, rdx, rbx) = (read(&all.rax), read(&all.rcx), read(&all.rdx), read(&all.rbx));
+        let (rsp, rbp, rsi, rdi) = (read(&all.rsp), read(&all.rbp), read(&all.rsi), read(&all.rdi));
+        let (r8, r9, r10, r11) = (read(&all.r8), read(&all.r9), read(&all.r10), read(&all.r11));
+        let (r12, r13, r14, r15) = (read(&all.r12), read(&all.r13), read(&all.r14), read(&all.r15));
+        match number & 15 {
+            0 => rax,
+            1 => rcx,
+            2 => rdx,
+            3 => rbx,
+            4 => rsp,
+            5 => rbp,
+            6 => rsi,
+            7 => rdi,
+            8 => r8,
+            9 => r9,
+            10 => r10,
+            11 => r11,
+            12 => r12,
+            13 => r13,
+            14 => r14,
+            _ => r15,
+        }
+    }
+
+    /// What was compared last was equal.
+    #[inline(always)]
+    pub fn was_equal(self) -> bool {
+        const ZERO_FLAG: u64 = 1 << 6;
+        self.0.eflags & ZERO_FLAG != 0
+    }
+
     /// The stack pointer that the function's entry had, seen from its return: `ret` has popped 8 bytes.
     #[inline(always)]
     pub fn stack_at_entry(self) -> u64 {

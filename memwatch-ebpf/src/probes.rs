@@ -6,12 +6,16 @@ use aya_ebpf::{
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use memwatch_common::{Cookie, Counter, Function};
+use memwatch_common::{
+    Cookie, Counter, Function,
+    config::{GATE_CLOSED, GATE_COUNTING, GATE_OPEN},
+};
 
 use crate::{
     alloc::{self, Caller},
     arch::Registers,
     maps::{self, count},
+    small,
 };
 
 /// What a session's entry gives back to have no return probe put in place.
@@ -27,9 +31,10 @@ pub extern "C" fn alloc_session(context: *mut core::ffi::c_void) -> u32 {
         let cookie = Cookie(bpf_get_attach_cookie(context));
         (Registers::from_context(context), cookie)
     };
-    // The return of a free is never asked for.
+    // The return of a free is never asked for, nor that of what is no function.
     // SAFETY: as above.
     let entry = cookie.function() == Function::Free as u8
+        || cookie.function() == Function::PythonSmall as u8
         || unsafe { bpf_get_func_ip(context) } == registers.instruction();
     if entry {
         enter(cookie, registers)
@@ -86,7 +91,7 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
     let Some(config) = maps::config() else {
         return SKIP_RETURN;
     };
-    if config.gate == 0 {
+    if config.gate == GATE_CLOSED {
         return SKIP_RETURN;
     }
     if cookie.generation() != config.generation {
@@ -98,7 +103,15 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         count(Counter::ForeignHits);
         return SKIP_RETURN;
     };
+    if config.gate == GATE_COUNTING {
+        small::try_out(cookie, registers);
+        return SKIP_RETURN;
+    }
     count(Counter::Hits);
+    if cookie.function() == Function::PythonSmall as u8 {
+        small::handed_out(config, state, cookie, registers);
+        return SKIP_RETURN;
+    }
     if cookie.function() == Function::Free as u8 {
         alloc::free(config, state, cookie, registers.argument_0());
         return SKIP_RETURN;
@@ -113,7 +126,7 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
 #[inline(always)]
 fn leave(cookie: Cookie, registers: Registers<'_>, every_call_seen: bool) {
     let Some(config) = maps::config() else { return };
-    if config.gate == 0 {
+    if config.gate != GATE_OPEN {
         return;
     }
     let caller = caller();
