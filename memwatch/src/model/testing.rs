@@ -15,6 +15,7 @@ pub fn sample(tick: u64) -> Sample {
         tick,
         sites: Vec::new(),
         pools: Vec::new(),
+        pool_classes: Vec::new(),
         events: Vec::new(),
         processes: Vec::new(),
         counters: [0; COUNTERS],

@@ -369,9 +369,10 @@ impl Loader {
 
 /// The verifier's last words, on one line.
 fn verifier_message(name: &str, log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
+    // What stands after the end was the kernel's scratch room.
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]);
     let last: Vec<&str> = text
-        .trim_end_matches('\0')
         .lines()
         .rev()
         .filter(|line| !line.is_empty())

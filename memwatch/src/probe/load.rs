@@ -8,7 +8,11 @@ use aya::{
     maps::{Array, HashMap, MapData},
     programs::{RawTracePoint, TracePoint},
 };
-use memwatch_common::{Config, ProcessKey, ProcessState, SiteKey, SiteTotals, limits};
+use memwatch_common::{
+    Config, ProcessKey, ProcessState, SiteKey, SiteTotals,
+    config::{GATE_CLOSED, GATE_COUNTING, GATE_OPEN},
+    limits,
+};
 
 use super::{
     capabilities::TaskLayout,
@@ -212,7 +216,13 @@ impl KernelSide {
 
     /// Opens or closes the gate: the instant from which, or up to which, everything counts.
     pub fn set_gate(&mut self, open: bool) -> Result<()> {
-        self.config.gate = u32::from(open);
+        self.config.gate = if open { GATE_OPEN } else { GATE_CLOSED };
+        self.write_config()
+    }
+
+    /// Nothing is recorded yet, but how often CPython's functions are called is counted.
+    pub fn set_counting(&mut self) -> Result<()> {
+        self.config.gate = GATE_COUNTING;
         self.write_config()
     }
 

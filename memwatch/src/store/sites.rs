@@ -11,7 +11,7 @@ use super::error::Bad;
 use super::names::read_hash;
 use super::numbers::{Input, put, put_bytes, put_difference};
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
-use crate::model::counts::SiteId;
+use crate::model::counts::{Counting, SiteId};
 use crate::model::mappings::MappingKind;
 
 /// What was last written or read of a site.
@@ -51,6 +51,8 @@ const fn mapping_number(mapping: Option<MappingKind>) -> u8 {
 
 /// In the place of a mapping's number: small Python objects, known by their pools.
 const POOLED: u8 = 4;
+/// The same for those of which only the allocation is known.
+const ALLOCATED_ONLY: u8 = 5;
 
 /// Gaps between site numbers, then one for each of the four counts, then the histograms.
 const COLUMNS: usize = 9;
@@ -74,10 +76,10 @@ impl Sites {
             if self.add(id) {
                 put(out, u64::from(id.instance));
                 out.push(id.domain as u8);
-                out.push(if id.pooled {
-                    POOLED
-                } else {
-                    mapping_number(id.mapping)
+                out.push(match id.counting {
+                    Counting::Blocks => mapping_number(id.mapping),
+                    Counting::Pools => POOLED,
+                    Counting::Allocations => ALLOCATED_ONLY,
                 });
                 out.extend_from_slice(&id.stack.to_le_bytes());
             }
@@ -109,11 +111,11 @@ impl Sites {
             let domain =
                 Domain::from_u32(u32::from(input.byte()?)).ok_or(Bad("a site has no known domain"))?;
             let kind = input.byte()?;
-            let pooled = kind == POOLED;
-            let mapping = match MAPPINGS.get(usize::from(kind)) {
-                Some(mapping) => *mapping,
-                None if pooled => None,
-                None => return Err(Bad("a mapping is of no known kind")),
+            let (mapping, counting) = match (MAPPINGS.get(usize::from(kind)), kind) {
+                (Some(mapping), _) => (*mapping, Counting::Blocks),
+                (None, POOLED) => (None, Counting::Pools),
+                (None, ALLOCATED_ONLY) => (None, Counting::Allocations),
+                (None, _) => return Err(Bad("a mapping is of no known kind")),
             };
             let stack = read_hash(&mut input)?;
             let id = SiteId {
@@ -121,7 +123,7 @@ impl Sites {
                 domain,
                 stack,
                 mapping,
-                pooled,
+                counting,
             };
             if !self.add(id) {
                 return Err(Bad("a site is told of twice"));
@@ -431,7 +433,7 @@ mod tests {
         #[test]
         fn any_totals_come_back(ticks in prop::collection::vec(prop::collection::vec((0..6_u64, totals()), 0..5), 1..5)) {
             let (mut writer, mut reader) = (Sites::default(), Sites::default());
-            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, pooled: stack % 2 == 1 };
+            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, counting: [Counting::Blocks, Counting::Pools, Counting::Allocations][stack as usize % 3] };
             let mut known: HashMap<SiteId, SiteTotals> = HashMap::new();
             for tick in ticks {
                 let now: HashMap<SiteId, SiteTotals> = tick.into_iter().map(|(stack, totals)| (id(stack), totals)).collect();

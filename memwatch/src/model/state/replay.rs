@@ -202,7 +202,7 @@ impl Model {
             before: Counts::default(),
             changed_in: samples,
             history: super::History::default(),
-            pools: 0,
+            classes: Vec::new(),
         });
     }
 
