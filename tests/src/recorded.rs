@@ -250,6 +250,7 @@ fn sample(places: &[Place], tick: u64) -> Sample {
         tick,
         sites: sites.collect(),
         pools: Vec::new(),
+        pool_classes: Vec::new(),
         events: Vec::new(),
         processes: vec![(PID, ProcessState::new(INSTANCE, 0))],
         counters: [0; COUNTERS],
