@@ -75,12 +75,18 @@ pub struct Reading {
 
 impl Pairs {
     pub fn start(program: &Path, threads: u32, rate: Rate) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args([threads.to_string(), rate.argument(), SIZE.to_string()])
+        let mut command = Command::new(program);
+        command.args([threads.to_string(), rate.argument(), SIZE.to_string()]);
+        Self::start_command(&mut command)
+    }
+
+    /// Any program that says the same.
+    pub fn start_command(command: &mut Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
+            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
         let stdout = child.stdout.take().context("the watched program has no stdout")?;
         let pairs = Self {
             child,
