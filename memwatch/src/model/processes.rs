@@ -33,6 +33,10 @@ pub struct ProcessFacts {
 
 /// One program under one pid: a fork and an exec each begin a new one.
 #[derive(Clone, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four things that are true of a process or not, each by itself"
+)]
 pub struct Instance {
     pub pid: Option<u32>,
     /// The instance it was forked from or that it replaced.
@@ -196,8 +200,8 @@ impl Processes {
         let Some(entry) = self.entry(number) else { return };
         let (counts, counts_small, had_ended) = (entry.counts, entry.counts_small, entry.ended());
         *entry = Instance {
-            counts,
             counts_small,
+            counts,
             ..saved
         };
         if ends && !had_ended {

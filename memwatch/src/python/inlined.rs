@@ -1,6 +1,8 @@
 //! Where pymalloc was inlined: the places at which code asks whether the allocator of a domain is pymalloc, and goes on
 //! by itself if so. A probe on the branch that follows sees each small allocation there, but not its address.
 
+use std::ops::ControlFlow;
+
 use iced_x86::{
     ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
     OpAccess, OpKind, Register,
@@ -194,7 +196,7 @@ fn size(elf: &ElfBytes<'_>, branch: &Instruction, pools: Option<u32>) -> Option<
             }
             Lists::Nothing => {}
         }
-        if let Some(size) = registers.step(&instruction) {
+        if let ControlFlow::Break(size) = registers.step(&instruction) {
             return size;
         }
     }
@@ -285,16 +287,16 @@ impl Registers {
         }
     }
 
-    /// Follows one instruction. Gives the size when it is this one that makes a size class of it: `Some(None)` if by
+    /// Follows one instruction. Ends with the size when it is this one that makes a size class of it; without if by
     /// then nobody knows where it was at the branch.
-    fn step(&mut self, instruction: &Instruction) -> Option<Option<SizeAt>> {
+    fn step(&mut self, instruction: &Instruction) -> ControlFlow<Option<SizeAt>> {
         let to = instruction.op0_register();
         let number = instruction.try_immediate(1).ok();
         let from_register = instruction.op1_kind() == OpKind::Register;
         let value = match (instruction.mnemonic(), number) {
             (Mnemonic::Cmp, Some(LARGEST)) | (Mnemonic::Shr, Some(CLASS_SHIFT)) => {
                 if let Some(value) = self.get(to).filter(|value| value.less_one) {
-                    return Some(value.size());
+                    return ControlFlow::Break(value.size());
                 }
                 None
             }
@@ -315,7 +317,7 @@ impl Registers {
             (Mnemonic::Mov, None) if self.reads_lists(instruction) => {
                 let plain = instruction.memory_index() == Register::None;
                 let class = class_at(instruction.memory_displacement64()).filter(|_| plain);
-                return Some(class.map(SizeAt::Class));
+                return ControlFlow::Break(class.map(SizeAt::Class));
             }
             _ => None,
         };
@@ -323,7 +325,7 @@ impl Registers {
         if instruction.op0_kind() == OpKind::Register && value.is_some() {
             self.set(to, value);
         }
-        None
+        ControlFlow::Continue(())
     }
 
     fn reads_lists(&self, instruction: &Instruction) -> bool {
@@ -388,7 +390,7 @@ fn class_of_variable(elf: &ElfBytes<'_>, address: u64) -> Option<u8> {
         elf.pointer_at(at) == head && elf.pointer_at(at.wrapping_add(8)) == head
     };
     let before = |class: &u64| is_list(address.wrapping_sub(class * LIST));
-    let class = (0..SIZE_CLASSES as u64 + 1)
+    let class = (0..=SIZE_CLASSES as u64)
         .take_while(before)
         .count()
         .checked_sub(1)?;
