@@ -1,9 +1,16 @@
 //! What user space tells the kernel side, in a map of one entry.
 
+/// Nothing counts.
+pub const GATE_CLOSED: u32 = 0;
+/// Recording.
+pub const GATE_OPEN: u32 = 1;
+/// Only how often CPython's functions are called is counted: to know what recording them would cost.
+pub const GATE_COUNTING: u32 = 2;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Config {
-    /// 1 while recording. Opened at one instant when every probe is in place.
+    /// `GATE_*`. Opened at one instant when every probe is in place.
     pub gate: u32,
     /// Only links of this generation count.
     pub generation: u32,

@@ -24,13 +24,16 @@ pub enum Function {
     Pvalloc = 8,
     /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool
     PythonPool = 9,
+    /// CPython hands out a small block here: a place at which its allocator was inlined, or the allocator itself. The id
+    /// says how large the block is, see [`crate::python::SizeAt`].
+    PythonSmall = 10,
     /// CPython begins to use a pool here, in the middle of a function (3.8 and 3.9). The id is the number of the register
     /// that holds its address.
     PythonPoolSite = 11,
 }
 
 impl Function {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Malloc,
         Self::Calloc,
         Self::Realloc,
@@ -40,6 +43,7 @@ impl Function {
         Self::PosixMemalign,
         Self::Pvalloc,
         Self::PythonPool,
+        Self::PythonSmall,
         Self::PythonPoolSite,
     ];
 
@@ -54,6 +58,7 @@ impl Function {
             7 => Some(Self::PosixMemalign),
             8 => Some(Self::Pvalloc),
             9 => Some(Self::PythonPool),
+            10 => Some(Self::PythonSmall),
             11 => Some(Self::PythonPoolSite),
             _ => None,
         }
@@ -61,12 +66,15 @@ impl Function {
 
     /// Whether the result matters, so that the function's return must be seen too.
     pub const fn has_return(self) -> bool {
-        !matches!(self, Self::Free | Self::PythonPoolSite)
+        !matches!(self, Self::Free | Self::PythonSmall | Self::PythonPoolSite)
     }
 
     /// Whether it gives out blocks of its own, which are counted one by one.
     pub const fn allocates(self) -> bool {
-        !matches!(self, Self::Free | Self::PythonPool | Self::PythonPoolSite)
+        !matches!(
+            self,
+            Self::Free | Self::PythonPool | Self::PythonSmall | Self::PythonPoolSite
+        )
     }
 
     /// How many of the first argument registers must still be intact where the probe sits.
@@ -75,13 +83,19 @@ impl Function {
             Self::PythonPool | Self::PythonPoolSite => 0,
             Self::Malloc | Self::Free | Self::Pvalloc => 1,
             Self::Calloc | Self::Realloc | Self::Memalign => 2,
-            Self::Reallocarray | Self::PosixMemalign => 3,
+            Self::Reallocarray | Self::PosixMemalign | Self::PythonSmall => 3,
         }
     }
 }
 
 /// The block headers of this allocator are glibc's: 8 bytes before a block stands its chunk size.
 pub const FLAG_GLIBC: u8 = 1;
+
+/// The probe sits on a branch; only where its two sides were equal the call is meant.
+pub const FLAG_IF_EQUAL: u8 = 2;
+
+/// The size is the product of two registers, see [`crate::python::SizeAt`].
+pub const FLAG_PRODUCT: u8 = 4;
 
 /// `function | domain << 8 | flags << 16 | id << 24 | generation << 32 | place << 52`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

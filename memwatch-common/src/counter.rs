@@ -49,6 +49,10 @@ counters! {
     Absorbed = "absorbed", Work;
     /// calls left by longjmp, an exception or thread exit before they returned
     Abandoned = "abandoned_calls", Work;
+    /// allocations of CPython that were counted before the watch, to know what watching each would cost
+    TriedAllocations = "tried_allocations", Work;
+    /// the same of its frees
+    TriedFrees = "tried_frees", Work;
     /// system calls that changed mappings
     MappingCalls = "mapping_calls", Work;
     /// live blocks not kept because the map of live blocks is full (raise --max-blocks)

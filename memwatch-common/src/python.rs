@@ -211,6 +211,37 @@ pub struct OpenedPool {
 
 const _: () = assert!(size_of::<OpenedPool>() == 16);
 
+/// Where a probe on [`crate::Function::PythonSmall`] finds how many bytes are asked for. Registers are numbered as x86-64
+/// does: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SizeAt {
+    /// They fill a block of this size class: 16 bytes for 0, 32 for 1 and so on. Below 128.
+    Class(u8),
+    Register(u8),
+    /// A number and a size.
+    Product(u8, u8),
+}
+
+impl SizeAt {
+    /// In the id of a cookie: the rest is a register.
+    pub const REGISTER: u8 = 1 << 7;
+
+    /// The id of the cookie. For a product also [`crate::cookie::FLAG_PRODUCT`] is set.
+    pub const fn id(self) -> u8 {
+        match self {
+            Self::Class(class) => class & (Self::REGISTER - 1),
+            Self::Register(register) => Self::REGISTER | register & 15,
+            Self::Product(number, size) => (number & 15) | size << 4,
+        }
+    }
+}
+
+/// Largest block that pymalloc hands out.
+pub const SMALL_BYTES: u64 = 512;
+
+/// What a small block takes: a multiple of this.
+pub const SMALL_STEP: u64 = 16;
+
 /// Code that asks for memory on behalf of a domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -51,10 +51,15 @@ impl Domain {
 pub struct SiteKey {
     /// The process's number in memwatch, see [`crate::process::ProcessState::instance`].
     pub instance: u32,
+    /// A [`Domain`], maybe with [`ALLOCATED_ONLY`].
     pub domain: u32,
     /// Hash of the stack; a key of `STACKS`.
     pub stack: u64,
 }
+
+/// Beside the domain in a [`SiteKey`]: blocks that were counted when they were handed out, but neither where they are nor
+/// when they went is known. Such a site has nothing freed and nothing in use.
+pub const ALLOCATED_ONLY: u32 = 1 << 8;
 
 /// What a site did since recording began. Written with atomic additions; only ever grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -533,7 +533,7 @@ fn account_free(config: &Config, instance: u32, value: &LiveValue) {
 }
 
 #[inline(always)]
-fn size_count(site: &mut SiteTotals, bytes: u64) -> &mut u64 {
+pub fn size_count(site: &mut SiteTotals, bytes: u64) -> &mut u64 {
     const MASK: i32 = SIZE_BUCKETS as i32 - 1;
     // SAFETY: the mask keeps the index inside the array.
     unsafe {

@@ -87,6 +87,13 @@ impl Registers<'_> {
         }
     }
 
+    /// What was compared last was equal.
+    #[inline(always)]
+    pub fn was_equal(self) -> bool {
+        const ZERO_FLAG: u64 = 1 << 6;
+        self.0.eflags & ZERO_FLAG != 0
+    }
+
     /// The stack pointer that the function's entry had, seen from its return: `ret` has popped 8 bytes.
     #[inline(always)]
     pub fn stack_at_entry(self) -> u64 {

@@ -26,6 +26,7 @@ mod maps;
 mod probes;
 mod python;
 mod slot;
+mod small;
 mod unwind;
 
 #[panic_handler]

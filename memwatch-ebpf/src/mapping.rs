@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 use memwatch_common::{
     Config, Counter, Event, EventKind, ProcessState,
+    config::GATE_OPEN,
     event::{MAPPING_ALLOCATOR, MAPPING_ANONYMOUS, MAPPING_EXECUTABLE, MAPPING_NO_ACCESS},
     stack::STACK_UNKNOWN,
 };
@@ -55,7 +56,7 @@ fn result(context: &TracePointContext) -> u64 {
 #[inline(always)]
 fn watched() -> Option<(&'static Config, &'static mut ProcessState)> {
     let config = maps::config()?;
-    if config.gate == 0 {
+    if config.gate != GATE_OPEN {
         return None;
     }
     let state = maps::process(config, (bpf_get_current_pid_tgid() >> 32) as u32)?;

@@ -6,13 +6,17 @@ use aya_ebpf::{
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use memwatch_common::{Config, Cookie, Counter, Function, ProcessState};
+use memwatch_common::{
+    Config, Cookie, Counter, Function, ProcessState,
+    config::{GATE_CLOSED, GATE_COUNTING, GATE_OPEN},
+};
 
 use crate::{
     alloc,
     arch::Registers,
     maps::{self, count},
     slot::{self, Slot},
+    small,
 };
 
 /// What a session's entry gives back to have no return probe put in place.
@@ -108,7 +112,7 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
     let Some(config) = maps::config() else {
         return SKIP_RETURN;
     };
-    if config.gate == 0 {
+    if config.gate == GATE_CLOSED {
         return SKIP_RETURN;
     }
     if cookie.generation() != config.generation {
@@ -120,7 +124,15 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         count(Counter::ForeignHits);
         return SKIP_RETURN;
     };
+    if config.gate == GATE_COUNTING {
+        small::try_out(cookie, registers);
+        return SKIP_RETURN;
+    }
     count(Counter::Hits);
+    if cookie.function() == Function::PythonSmall as u8 {
+        small::handed_out(config, state, cookie, registers);
+        return SKIP_RETURN;
+    }
     if cookie.function() == Function::Free as u8 {
         alloc::free(config, state, cookie, registers.argument_0());
         return SKIP_RETURN;
@@ -143,7 +155,7 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
 #[inline(always)]
 fn leave(cookie: Cookie, registers: Registers<'_>, every_call_seen: bool) {
     let Some(config) = maps::config() else { return };
-    if config.gate == 0 {
+    if config.gate != GATE_OPEN {
         return;
     }
     let Some(slot) = slot::existing() else { return };

@@ -20,7 +20,7 @@ use crate::{
     tui::{FreezeFormat, Options, Request, Screen, State},
     watch::{
         NAMING_BUDGET, Watch,
-        start::{self, Settings, Subject},
+        start::{self, Settings, Subject, Told},
     },
 };
 
@@ -42,8 +42,10 @@ pub async fn run(settings: &Settings, resolved: &Resolved, color: bool) -> Resul
     let mut state = State::new(target_name(settings), options);
     let mut screen = Screen::enter().context("cannot take over the terminal")?;
     screen.draw(&mut state)?;
-    let watch = start::start(settings, &mut |step| {
-        state.progress(step);
+    let watch = start::start(settings, &mut |told| {
+        // What is said there of the cost stands in the header too.
+        let (Told::Step(text) | Told::Warning(text)) = told;
+        state.progress(text);
         // A frame that cannot be drawn is found at the first real one.
         let _ = screen.draw(&mut state);
     })?;

@@ -26,7 +26,7 @@ use crate::{
         health::Notice,
         processes::ProcessFacts,
         query::Query,
-        report::{Host, Kind, Overhead, Process, Report},
+        report::{Host, Kind, Overhead, Predicted, Process, Report},
         state::{Baseline, Model},
     },
     probe::{
@@ -46,6 +46,7 @@ pub mod overhead;
 pub mod pools;
 pub mod pythons;
 pub mod start;
+mod trial;
 
 /// Host-wide probes give way to probes in the watched processes when the others hit them more often than this:
 /// at half a microsecond a hit, one per cent of a core.
@@ -77,6 +78,8 @@ pub struct Watch {
     /// Whether interpreters are looked for.
     python: bool,
     meta: Meta,
+    /// What watching each block of CPython was thought to cost.
+    predicted: Option<Predicted>,
     since: jiff::Timestamp,
     since_ns: u64,
     tick: u64,
@@ -237,7 +240,7 @@ impl Watch {
                 memory,
             } => {
                 if let Some(why) = self.pools.add(instance, &interpreter, &memory) {
-                    self.notice(why.to_owned(), Effect::Stacks);
+                    self.no_pools(why);
                 }
                 self.symbolizer.python().add(instance, interpreter.into(), memory);
                 for domain in pythons::DOMAINS {
@@ -250,6 +253,13 @@ impl Watch {
                 self.notice(format!("process {pid}: {why}"), Effect::Stacks);
             }
         }
+    }
+
+    fn no_pools(&mut self, why: &str) {
+        self.notice(
+            format!("small Python objects are not shown: {why}"),
+            Effect::Stacks,
+        );
     }
 
     /// A child runs its parent's interpreter.
@@ -440,6 +450,7 @@ impl Watch {
             target_percent: (self.tick > 0).then(|| work.percent_since(&self.work, elapsed, &self.attacher)),
             self_cpu_percent: cpu.filter(|_| self.tick > 0),
             self_rss_bytes: rss,
+            predicted: self.predicted,
             ..Overhead::default()
         };
         self.work = work;
@@ -539,6 +550,7 @@ fn meta(settings: &start::Settings) -> Meta {
         follow: settings.follow,
         max_depth: settings.bounds.max_frames,
         domains: vec![Domain::Native, Domain::Mmap],
+        python: Some(settings.python.name()),
         ..Meta::default()
     }
 }

@@ -251,6 +251,7 @@ fn sample(places: &[Place], tick: u64) -> Sample {
         sites: sites.collect(),
         pools: Vec::new(),
         pools_ns: None,
+        pool_classes: Vec::new(),
         events: Vec::new(),
         processes: vec![(PID, ProcessState::new(INSTANCE, 0))],
         counters: [0; COUNTERS],

@@ -425,7 +425,8 @@ pub struct OutputArgs {
 /// Options of the contract that this version knows by name, to give a better answer than "unexpected argument".
 #[derive(Clone, Debug, Default, Args)]
 pub struct OtherVersionArgs {
-    /// Python: `pools`, small objects as estimates; `exact`, each block; `off`, as any other program [default: pools]
+    /// How Python's objects are watched: those of up to 512 bytes estimated from the pools that they are in (pools), each
+    /// one (exact, which slows busy programs down), or as in any other program, without Python's lines (off) [default: pools]
     #[arg(
         long,
         value_name = "MODE",
@@ -434,6 +435,9 @@ pub struct OtherVersionArgs {
     )]
     #[arg(value_parser = PossibleValuesParser::new(["pools", "exact", "off"]))]
     pub python: Option<String>,
+    /// With `--python exact`: also where it would take more than half a core of the target's time
+    #[arg(long, help_heading = "What is shown")]
+    pub force: bool,
     /// Mean bytes between sampled blocks: only 0, every block
     #[arg(long, value_name = "BYTES", hide = true, value_parser = units::parse_size, allow_hyphen_values = true)]
     pub sample_bytes: Option<u64>,

@@ -235,10 +235,16 @@ fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
     };
     let proc = ProcRoot::default();
     let (major, minor) = kernel_version();
-    let mut attacher = Attacher::new(proc, Abilities::of_kernel(major, minor, true), Scope::Process);
+    // As a watch would do without options.
+    let abilities = Abilities {
+        pools: true,
+        ..Abilities::of_kernel(major, minor, true)
+    };
+    let mut attacher = Attacher::new(proc, abilities, Scope::Process);
     for selected in Selector::default().select(&target)? {
         let (plans, why_not) = attacher.look(selected.pid)?;
-        let names: Vec<&str> = plans.iter().map(|plan| plan.module.as_str()).collect();
+        let allocators = plans.iter().filter(|plan| plan.is_allocator());
+        let names: Vec<&str> = allocators.map(|plan| plan.module.as_str()).collect();
         checks.add(
             format!("process {}", selected.pid),
             if names.is_empty() {

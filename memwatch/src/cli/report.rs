@@ -160,11 +160,7 @@ fn watched(
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let mut progress = |step: &str| {
-        if resolved.output.verbosity >= Verbosity::Verbose {
-            let _ = writeln!(std::io::stderr(), "memwatch: {step}");
-        }
-    };
+    let mut progress = |told: start::Told<'_>| told.say(resolved.output.verbosity);
     let mut history = History::new();
     let began = Instant::now();
     let (mut watch, at_start) = runtime.block_on(async {

@@ -194,6 +194,7 @@ pub struct Resolved {
     pub scope: ScopeChoice,
     pub method: Method,
     pub python: PythonMode,
+    pub force: bool,
     pub output: OutputSpec,
 }
 
@@ -303,6 +304,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         scope,
         method,
         python: python(arguments.other.python.as_deref()),
+        force: arguments.other.force,
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -328,6 +330,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         scope: ScopeChoice::default(),
         method: Method::default(),
         python: PythonMode::default(),
+        force: false,
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -357,6 +360,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         scope: ScopeChoice::default(),
         method: Method::default(),
         python: PythonMode::default(),
+        force: false,
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

@@ -14,7 +14,7 @@ use super::{
     output::{Destination, Output},
     read::ReadError,
     recorded, report,
-    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, UsageError, Verbosity},
+    resolve::{self, Command, Format, Resolved, Screen, TargetSpec, UsageError},
 };
 use crate::{
     controller::{self, Printer},
@@ -26,7 +26,7 @@ use crate::{
         plan::Abilities,
     },
     target::{ProcRoot, modules::Module, ps, ps_text, select::Target},
-    watch::start::{self, Settings, Subject},
+    watch::start::{self, Settings, Subject, Told},
 };
 
 /// Runs memwatch with these arguments; gives the exit status.
@@ -90,6 +90,7 @@ pub fn settings(resolved: &Resolved) -> Result<Settings> {
         scope: resolved.scope,
         method: resolved.method,
         python: resolved.python,
+        force: resolved.force,
     })
 }
 
@@ -148,13 +149,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// Tells each step of attaching, when the user wants to know.
-fn progress(resolved: &Resolved) -> impl FnMut(&str) + use<> {
-    let verbose = resolved.output.verbosity >= Verbosity::Verbose;
-    move |step: &str| {
-        if verbose {
-            let _ = writeln!(std::io::stderr(), "memwatch: {step}");
-        }
-    }
+fn progress(resolved: &Resolved) -> impl FnMut(Told<'_>) + use<> {
+    let verbosity = resolved.output.verbosity;
+    move |told| told.say(verbosity)
 }
 
 /// Empty programs at the places of memwatch's own, until interrupted: the kernel's share of the price of a hit.

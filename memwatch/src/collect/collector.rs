@@ -149,6 +149,7 @@ impl Collector {
             sites,
             pools: Vec::new(),
             pools_ns: None,
+            pool_classes: Vec::new(),
             events: std::mem::take(&mut self.events),
             counters,
             live,
@@ -214,7 +215,7 @@ fn all_sites(kernel: &KernelSide) -> Result<Vec<(SiteKey, SiteTotals)>> {
     Ok(sites)
 }
 
-fn counters(kernel: &KernelSide) -> Result<[u64; COUNTERS]> {
+pub(crate) fn counters(kernel: &KernelSide) -> Result<[u64; COUNTERS]> {
     let counts: PerCpuArray<&MapData, [u64; COUNTERS]> =
         PerCpuArray::try_from(kernel.ebpf.map("COUNTS").context("no map COUNTS")?)?;
     let per_cpu = counts.get(&0, 0).context("cannot read the counters")?;

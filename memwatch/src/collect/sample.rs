@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use memwatch_common::{Event, ProcessState, SiteKey, SiteTotals, counter::COUNTERS};
 
 use crate::model::report::Limit;
+use crate::python::pymalloc::SIZE_CLASSES;
 
 /// Edges of the age histogram of live blocks, in seconds; one more bucket holds all that is older.
 pub const AGE_EDGES_SECONDS: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
@@ -20,6 +21,8 @@ pub struct Sample {
     pub pools: Vec<PoolTotals>,
     /// When the pools were read for that, if they were.
     pub pools_ns: Option<u64>,
+    /// The processes of these, by instance: how each uses its size classes.
+    pub pool_classes: Vec<(u32, [ClassUse; SIZE_CLASSES])>,
     /// In the order in which the kernel side sent them.
     pub events: Vec<Event>,
     /// Every watched process that has not ended, by pid.
@@ -34,12 +37,28 @@ pub struct Sample {
 }
 
 /// What is in the pools that one stack opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolTotals {
     pub key: SiteKey,
     pub totals: SiteTotals,
-    /// Pools in use.
-    pub pools: u64,
+    /// Of each size class that it ever opened a pool for.
+    pub classes: Vec<ClassBytes>,
+}
+
+/// What one stack has in pools of one size class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassBytes {
+    pub class: u8,
+    pub bytes: u64,
+}
+
+/// How a process uses pools of one size class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassUse {
+    /// In use, whoever opened them.
+    pub bytes: u64,
+    /// Stacks that have opened one since the watch began.
+    pub openers: u32,
 }
 
 /// One pass over `LIVE`.

@@ -7,7 +7,7 @@ use super::folded;
 use crate::model::report::{Report, Row};
 
 const HEAD: &str = "pid,process,container,domain,inuse_bytes,inuse_objects,alloc_bytes,alloc_objects,freed_bytes,\
-freed_objects,growth_bytes_per_second,delta_inuse_bytes,delta_inuse_objects,oldest_seconds,key,stack\r\n";
+freed_objects,growth_bytes_per_second,delta_inuse_bytes,delta_inuse_objects,oldest_seconds,estimated_bytes,inuse_low_bytes,inuse_high_bytes,key,stack\r\n";
 
 /// `stack` is outermost first, joined by `;`.
 pub fn file(report: &Report) -> String {
@@ -32,7 +32,7 @@ fn write_row(out: &mut String, report: &Report, row: &Row) {
     let stack = folded::stack(row);
     let _ = write!(
         out,
-        "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\r\n",
+        "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\r\n",
         number(row.pid.map(i64::from)),
         field(process.map_or("", |process| &process.comm)),
         field(container.map_or("", |container| &container.id)),
@@ -47,6 +47,9 @@ fn write_row(out: &mut String, report: &Report, row: &Row) {
         number(row.delta.map(|delta| delta.inuse_bytes)),
         number(row.delta.map(|delta| delta.inuse_objects)),
         float(row.oldest_seconds),
+        row.estimated_bytes,
+        number(row.inuse_low_bytes.map(u64::cast_signed)),
+        number(row.inuse_high_bytes.map(u64::cast_signed)),
         field(&row.key),
         field(&stack),
     );
@@ -73,7 +76,7 @@ mod tests {
         let fields = |line: &str| line.split(',').count();
         assert!(lines.iter().all(|line| fields(line) == fields(HEAD)), "{file}");
         assert!(lines[1].starts_with("1234,python3,,native,432013312,3100000,"));
-        assert!(lines[2].starts_with(",,,,0,0,0,0,0,0,,,,,,"), "{}", lines[2]);
+        assert!(lines[2].starts_with(",,,,0,0,0,0,0,0,,,,,0,,,"), "{}", lines[2]);
     }
 
     #[test]

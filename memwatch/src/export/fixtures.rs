@@ -86,6 +86,7 @@ pub fn tick(rows: Vec<Row>) -> Report {
         self_cpu_percent: Some(1.0),
         self_rss_bytes: Some(bytes("45M")),
         kernel_map_bytes: Some(bytes("64M")),
+        predicted: None,
     };
     report.total_rows = rows.len() as u64;
     report.rows = rows;

@@ -1,10 +1,10 @@
 //! A whole [`Report`] from the model and from what only the edges know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memwatch_common::{Counter, Domain};
 
-use super::counts::SiteId;
+use super::counts::{Counting, SiteId};
 use super::group::{QueryError, rows_by_site};
 use super::health::{Notice, health};
 use super::processes::{Instance, totals};
@@ -33,6 +33,8 @@ pub struct Meta {
     /// `hits` and `kernel_map_bytes` are filled in from the model.
     pub overhead: Overhead,
     pub notices: Vec<Notice>,
+    /// How CPython is watched, where that is known.
+    pub python: Option<&'static str>,
 }
 
 /// `now_ns` is on the clock of the samples.
@@ -93,8 +95,14 @@ pub fn report_by_site(
 }
 
 fn options(model: &Model, query: &Query, meta: &Meta) -> Options {
-    let pooled = model.sites().any(|(id, _)| id.pooled);
-    let estimated = (pooled && query.wants(Domain::PythonObject)).then_some(Domain::PythonObject);
+    let counted_so = |counting| -> Vec<String> {
+        let found: BTreeSet<Domain> = model
+            .sites()
+            .filter(|(id, _)| id.counting == counting && query.wants(id.domain))
+            .map(|(id, _)| id.domain)
+            .collect();
+        found.iter().map(|domain| domain.name().to_owned()).collect()
+    };
     let domains = meta.domains.iter().filter(|domain| query.wants(**domain));
     Options {
         group_by: query.group_by.name().to_owned(),
@@ -108,13 +116,16 @@ fn options(model: &Model, query: &Query, meta: &Meta) -> Options {
         include: query.include.clone(),
         exclude: query.exclude.clone(),
         domains: domains.map(|domain| domain.name().to_owned()).collect(),
-        estimated_age_seconds: estimated
+        estimated_age_seconds: counted_so(Counting::Pools)
+            .first()
             .and_then(|_| model.pools_age_ns())
             .map(|age| age as f64 / 1e9),
-        estimated: estimated.iter().map(|domain| domain.name().to_owned()).collect(),
+        estimated: counted_so(Counting::Pools),
+        allocated_only: counted_so(Counting::Allocations),
         follow: meta.follow,
         max_depth: meta.max_depth,
         limit: query.limit as u64,
+        python: meta.python.map(str::to_owned),
     }
 }
 

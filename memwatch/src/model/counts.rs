@@ -36,6 +36,30 @@ impl Counts {
         }
     }
 
+    /// The same for what turns out to be in use of blocks that were counted before, as allocated and freed at once: they
+    /// were not freed. More than were counted have been there before anybody did.
+    pub fn add_kept(&mut self, earlier: &Self, later: &Self) {
+        let change = |earlier: u64, later: u64, alloc: &mut u64, freed: &mut u64| {
+            let less = earlier.saturating_sub(later);
+            let more = later.saturating_sub(earlier);
+            let known = more.min(*freed);
+            *freed = *freed - known + less;
+            *alloc += more - known;
+        };
+        change(
+            earlier.inuse_bytes(),
+            later.inuse_bytes(),
+            &mut self.alloc_bytes,
+            &mut self.freed_bytes,
+        );
+        change(
+            earlier.inuse_objects(),
+            later.inuse_objects(),
+            &mut self.alloc_objects,
+            &mut self.freed_objects,
+        );
+    }
+
     /// Adds what happened between `earlier` and `later`. Counters only grow, so nothing is ever taken away.
     pub fn add_change(&mut self, earlier: &Self, later: &Self) {
         self.alloc_bytes += later.alloc_bytes.saturating_sub(earlier.alloc_bytes);
@@ -85,8 +109,20 @@ pub struct SiteId {
     pub stack: u64,
     /// Only for [`Domain::Mmap`].
     pub mapping: Option<MappingKind>,
-    /// Known by pymalloc's pools, not block by block: an estimate.
-    pub pooled: bool,
+    pub counting: Counting,
+}
+
+/// How what a site has is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Counting {
+    /// Block by block.
+    #[default]
+    Blocks,
+    /// By pymalloc's pools: an estimate.
+    Pools,
+    /// What was handed out is known block by block, what became of it is not. In the site's own numbers all of it is
+    /// freed at once, so that none is in use.
+    Allocations,
 }
 
 #[cfg(test)]
@@ -128,6 +164,36 @@ mod tests {
             freed_objects: 2,
         };
         assert_eq!((torn.inuse_bytes(), torn.inuse_objects()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_kept_was_not_freed() {
+        let all_gone = |bytes, objects| Counts {
+            alloc_bytes: bytes,
+            alloc_objects: objects,
+            freed_bytes: bytes,
+            freed_objects: objects,
+        };
+        let held = |bytes, objects| Counts {
+            alloc_bytes: bytes,
+            alloc_objects: objects,
+            ..Counts::default()
+        };
+        let mut sum = all_gone(1000, 10);
+        sum.add_kept(&Counts::default(), &held(300, 3));
+        assert_eq!(
+            (sum.alloc_bytes, sum.freed_bytes, sum.inuse_bytes()),
+            (1000, 700, 300)
+        );
+        sum.add_kept(&held(300, 3), &held(100, 1));
+        assert_eq!(
+            (sum.alloc_objects, sum.freed_objects, sum.inuse_objects()),
+            (10, 9, 1)
+        );
+        // More than was ever counted: it was there before.
+        sum.add_kept(&held(100, 1), &held(1200, 12));
+        assert_eq!((sum.alloc_bytes, sum.freed_bytes), (1200, 0));
+        assert_eq!((sum.alloc_objects, sum.inuse_objects()), (12, 12));
     }
 
     #[test]

@@ -1,94 +1,132 @@
 //! How wrong the numbers of small Python objects may be.
 //!
-//! All blocks of a pool count for the stack that took the pool into use. Where stacks take turns, that is a sample of one
-//! block in a pool's worth: a stack that opened `n` pools may have filled some `2 √n` more or fewer in 95 of 100 cases,
-//! and one more is begun. A block is up to 15 bytes larger than what was asked for.
+//! All blocks of a pool count for the stack that took the pool into use. That is a sample of who allocates, and not of
+//! who keeps: where several stacks allocate blocks of one size, what one of them lets go of makes room for another, and
+//! no pool is taken into use for that. So blocks of a size that several stacks have opened pools for can be anybody's
+//! of them. A stack that is the only one is sure of its blocks, but for what others may have put there that allocate so
+//! seldom that they never had to open a pool.
+
+use std::collections::BTreeMap;
 
 use memwatch_common::python::POOL_BYTES;
 
+use crate::collect::sample::{ClassBytes, ClassUse};
 use crate::python::pymalloc::ALIGNMENT;
+
+/// Of whom not one of many pools was opened, blocks of at most so many pools were put there in 95 of 100 cases.
+const UNSEEN_POOLS: u64 = 3;
+
+/// That is, of so many pools at least: fewer say nothing.
+const MANY_POOLS: u64 = 32;
 
 /// The part of a number in use that is estimated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Estimate {
     pub bytes: u64,
-    objects: u64,
-    pools: u64,
+    pub objects: u64,
 }
 
 impl Estimate {
-    /// `pools` may be less than what the bytes need: the first recordings did not keep it.
-    pub fn of(bytes: u64, objects: u64, pools: u64) -> Self {
-        Self {
-            bytes,
-            objects,
-            pools: pools.max(bytes.div_ceil(POOL_BYTES)),
-        }
+    pub const fn of(bytes: u64, objects: u64) -> Self {
+        Self { bytes, objects }
     }
 
     pub fn add(&mut self, other: &Self) {
         self.bytes += other.bytes;
         self.objects += other.objects;
-        self.pools += other.pools;
     }
 
     /// That of some of the blocks; all are estimated or none is.
     pub const fn part(&self, bytes: u64, objects: u64) -> Self {
-        if self.pools == 0 {
+        if self.bytes == 0 {
             return *self;
         }
-        Self {
-            bytes,
-            objects,
-            pools: self.pools,
-        }
+        Self { bytes, objects }
     }
 
-    /// Between what numbers the truth lies if `inuse_bytes` are shown; none if these are exact.
-    pub fn interval(&self, inuse_bytes: u64) -> Option<(u64, u64)> {
-        if self.pools == 0 {
-            return None;
-        }
-        let margin = (1 + self.pools.saturating_mul(4).isqrt()).saturating_mul(POOL_BYTES);
+    /// Between what numbers the truth lies if `inuse_bytes` are shown; none if these are exact, or if nothing is known
+    /// of the pools, as in recordings.
+    pub fn interval(&self, inuse_bytes: u64, doubt: Option<Doubt>) -> Option<(u64, u64)> {
+        let doubt = doubt?;
         let rounded = (ALIGNMENT - 1).saturating_mul(self.objects);
-        let less = margin.saturating_add(rounded).min(self.bytes);
+        let less = doubt.less.saturating_add(rounded).min(self.bytes);
         Some((
             inuse_bytes.saturating_sub(less),
-            inuse_bytes.saturating_add(margin),
+            inuse_bytes.saturating_add(doubt.more),
         ))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How many bytes may be somebody else's, and how many of others' may be one's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Doubt {
+    pub less: u64,
+    pub more: u64,
+}
 
-    #[test]
-    fn what_is_not_estimated_has_no_interval() {
-        assert_eq!(Estimate::default().interval(5), None);
+/// What some stacks have in pools, by process and size class.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Share(BTreeMap<(u32, u8), Part>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    bytes: u64,
+    openers: u32,
+    /// What was there before the watch is among it.
+    before: bool,
+}
+
+impl Share {
+    pub fn add(&mut self, instance: u32, class: &ClassBytes, before: bool) {
+        let part = self.0.entry((instance, class.class)).or_default();
+        part.bytes += class.bytes;
+        part.openers += u32::from(!before);
+        part.before |= before;
     }
 
-    #[test]
-    fn the_exact_part_is_never_in_doubt() {
-        let mut sum = Estimate::default();
-        sum.add(&Estimate::of(1000, 10, 1));
-        let (low, high) = sum.interval(1_001_000).unwrap();
-        assert_eq!(low, 1_000_000);
-        assert_eq!(high, 1_001_000 + 3 * POOL_BYTES);
-    }
-
-    #[test]
-    fn the_more_pools_the_smaller_the_doubt() {
-        let doubt = |bytes: u64| {
-            let (low, high) = Estimate::of(bytes, 0, 0).interval(bytes).unwrap();
-            (high - low) * 100 / bytes
-        };
-        assert_eq!([1 << 20, 20 << 20, 1 << 30].map(doubt), [53, 11, 1]);
-    }
-
-    #[test]
-    fn no_number_overflows() {
-        let most = Estimate::of(u64::MAX, u64::MAX, u64::MAX);
-        assert_eq!(most.interval(u64::MAX).unwrap().1, u64::MAX);
+    /// `of` tells how a process uses a size class. None where nothing is in pools, or nothing is known of them.
+    pub fn doubt(&self, of: impl Fn(u32, u8) -> Option<ClassUse>) -> Option<Doubt> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut sum = Doubt::default();
+        for ((instance, class), part) in &self.0 {
+            let doubt = part.doubt(&of(*instance, *class)?);
+            sum.less = sum.less.saturating_add(doubt.less);
+            sum.more = sum.more.saturating_add(doubt.more);
+        }
+        Some(sum)
     }
 }
+
+impl Part {
+    fn doubt(&self, all: &ClassUse) -> Doubt {
+        let others = all.bytes.saturating_sub(self.bytes);
+        let is_shared = all.openers > self.openers;
+        match (self.before, self.openers) {
+            // Nothing that was there before is anywhere else; what is in its place may be new.
+            (true, 0) => Doubt {
+                less: self.bytes,
+                more: 0,
+            },
+            _ if is_shared => Doubt {
+                less: self.bytes,
+                more: others,
+            },
+            // All that there is.
+            (true, _) => Doubt::default(),
+            (false, _) => Doubt {
+                less: if self.bytes < MANY_POOLS * POOL_BYTES {
+                    self.bytes
+                } else {
+                    UNSEEN_POOLS * POOL_BYTES
+                },
+                more: others.saturating_add(UNSEEN_POOLS * POOL_BYTES),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "estimate_tests.rs"]
+mod tests;

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use memwatch_common::hist::{lifetime_bucket_below_seconds, size_bucket_below};
 use memwatch_common::limits::{LIFETIME_BUCKETS, SIZE_BUCKETS};
+use memwatch_common::stack::STACK_BEFORE;
 
-use super::counts::{Counts, SiteId, add_delta};
-use super::estimate::Estimate;
+use super::counts::{Counting, Counts, SiteId, add_delta};
+use super::estimate::{Estimate, Share};
 use super::filter::{BadGlob, Filter};
 use super::keys::{self, GroupKey};
 use super::query::{GroupBy, Query, SortBy, View};
@@ -47,6 +48,8 @@ pub(super) struct Numbers {
     /// Birth of the oldest live block, 0 when not known.
     pub oldest_born_ns: u64,
     pub estimate: Estimate,
+    /// Counted when it was handed out, and not known what became of it: part of `total` as allocated, not as freed.
+    pub passed: Counts,
 }
 
 impl Numbers {
@@ -62,6 +65,33 @@ impl Numbers {
         }
         self.oldest_born_ns = older(self.oldest_born_ns, other.oldest_born_ns);
         self.estimate.add(&other.estimate);
+        self.passed += other.passed;
+    }
+
+    /// What the site's numbers mean where small Python objects are counted as they are handed out: `counts_small`.
+    fn by_counting(&mut self, counting: Counting, counts_small: bool) {
+        match counting {
+            Counting::Allocations => {
+                self.passed = self.total;
+                (self.total.freed_bytes, self.total.freed_objects) = (0, 0);
+            }
+            Counting::Pools if counts_small => {
+                self.total = Counts::default();
+                if let Some(delta) = &mut self.delta {
+                    (delta.alloc_bytes, delta.alloc_objects) = (0, 0);
+                }
+            }
+            Counting::Pools | Counting::Blocks => {}
+        }
+    }
+
+    /// What is not in use any more by the pools was freed.
+    const fn freed(&self) -> (u64, u64) {
+        let (bytes, objects) = (self.estimate.bytes, self.estimate.objects);
+        (
+            self.total.freed_bytes + self.passed.alloc_bytes.saturating_sub(bytes),
+            self.total.freed_objects + self.passed.alloc_objects.saturating_sub(objects),
+        )
     }
 
     /// Whether there is anything to show under this query. Against a baseline, what is gone is news too.
@@ -87,6 +117,7 @@ const fn older(a: u64, b: u64) -> u64 {
 struct Group {
     key: GroupKey,
     numbers: Numbers,
+    small: Share,
     stacks: u64,
     largest: SiteId,
     largest_bytes: u64,
@@ -177,19 +208,22 @@ fn candidates<'a>(
                 Some(baseline) => Some(total.since(&baseline.counts(id))),
                 None => model.last_change(site),
             };
-            let numbers = Numbers {
+            let mut numbers = Numbers {
                 inuse_bytes,
                 inuse_objects,
                 total,
                 delta,
                 growth: model.growth(site),
                 oldest_born_ns: ages.map_or(0, |ages| ages.oldest_born_ns),
-                estimate: if id.pooled {
-                    Estimate::of(inuse_bytes, inuse_objects, site.pools)
+                estimate: if id.counting == Counting::Pools {
+                    Estimate::of(inuse_bytes, inuse_objects)
                 } else {
                     Estimate::default()
                 },
+                passed: Counts::default(),
             };
+            let process = model.processes().get(id.instance);
+            numbers.by_counting(id.counting, process.is_some_and(|process| process.counts_small));
             Candidate {
                 id: *id,
                 site,
@@ -215,6 +249,7 @@ fn grouped(
                 groups.push(Group {
                     key,
                     numbers: Numbers::default(),
+                    small: Share::default(),
                     stacks: 0,
                     largest: candidate.id,
                     largest_bytes: 0,
@@ -230,6 +265,12 @@ fn grouped(
                 (group.largest, group.largest_bytes) = (candidate.id, bytes);
             }
             group.numbers.add(&numbers);
+            let before = candidate.id.stack == STACK_BEFORE;
+            for class in &candidate.site.classes {
+                if group.key.has_class(class.class) {
+                    group.small.add(candidate.id.instance, class, before);
+                }
+            }
             group.stacks += 1;
             members.push((position, index));
         }
@@ -405,7 +446,11 @@ fn row(
         .collect();
     let oldest =
         (numbers.oldest_born_ns > 0).then(|| now_ns.saturating_sub(numbers.oldest_born_ns) as f64 / 1e9);
-    let interval = numbers.estimate.interval(numbers.inuse_bytes);
+    let doubt = group
+        .small
+        .doubt(|instance, class| model.pool_class(instance, class));
+    let interval = numbers.estimate.interval(numbers.inuse_bytes, doubt);
+    let (freed_bytes, freed_objects) = numbers.freed();
     Row {
         key: group.key.text(&stack.frames, model.processes()),
         pid: sums
@@ -420,8 +465,8 @@ fn row(
         inuse_high_bytes: interval.map(|(_, high)| high),
         alloc_bytes: numbers.total.alloc_bytes,
         alloc_objects: numbers.total.alloc_objects,
-        freed_bytes: numbers.total.freed_bytes,
-        freed_objects: numbers.total.freed_objects,
+        freed_bytes,
+        freed_objects,
         growth_bytes_per_second: numbers.growth,
         delta: numbers.delta,
         ages: sums.ages.as_ref().map(|ages| age_list(ages)),

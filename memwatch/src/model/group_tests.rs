@@ -8,7 +8,8 @@ use super::super::processes::ProcessFacts;
 use super::super::report::{Container, FrameKind};
 use super::super::testing::{SECOND, blocks, key, sample};
 use super::*;
-use crate::collect::sample::{LiveScan, PoolTotals, Sample};
+use crate::collect::sample::{ClassBytes, ClassUse, LiveScan, PoolTotals, Sample};
+use crate::python::pymalloc::SIZE_CLASSES;
 use crate::symbolize::names::{NamedStack, StackTable};
 
 const NOW: u64 = 110 * SECOND;
@@ -541,11 +542,20 @@ fn what_is_in_pools_is_an_estimate_and_has_an_interval() {
     let small = PoolTotals {
         key: place,
         totals: blocks(64, 1000, 0),
-        pools: 4,
+        classes: vec![ClassBytes {
+            class: 3,
+            bytes: 64_000,
+        }],
+    };
+    let mut uses = [ClassUse::default(); SIZE_CLASSES];
+    uses[3] = ClassUse {
+        bytes: 64_000 + 160,
+        openers: 1,
     };
     let mut model = Model::new();
     model.apply(Sample {
         pools: vec![small],
+        pool_classes: vec![(1, uses)],
         ..sample(0).site(place, blocks(5000, 10, 0))
     });
     let by = |group_by| Query {
@@ -563,13 +573,13 @@ fn what_is_in_pools_is_an_estimate_and_has_an_interval() {
     };
     assert_eq!(
         numbers(&rows[0]),
-        (64_000, 64_000, Some(0), Some(64_000 + 5 * 16_384))
+        (64_000, 64_000, Some(0), Some(64_000 + 160 + 3 * 16_384))
     );
     assert_eq!(numbers(&rows[1]), (50_000, 0, None, None));
     let (lines, _) = super::rows(&model, &by(GroupBy::Line), &mut names(), None, NOW).unwrap();
     assert_eq!(lines.len(), 1);
     assert_eq!(
         numbers(&lines[0]),
-        (114_000, 64_000, Some(50_000), Some(114_000 + 5 * 16_384))
+        (114_000, 64_000, Some(50_000), Some(114_000 + 160 + 3 * 16_384))
     );
 }

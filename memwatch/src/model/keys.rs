@@ -1,7 +1,7 @@
 //! What a site belongs to under each way of grouping.
 
 use memwatch_common::Domain;
-use memwatch_common::hist::size_bucket_below;
+use memwatch_common::hist::{size_bucket, size_bucket_below};
 use memwatch_common::stack::STACK_BEFORE;
 
 use super::counts::SiteId;
@@ -10,6 +10,7 @@ use super::plumbing;
 use super::processes::{Instance, Processes};
 use super::query::GroupBy;
 use super::report::Frame;
+use crate::python::pymalloc::block_bytes;
 
 /// Frames named in the key of a stack.
 const KEY_FRAMES: usize = 5;
@@ -27,6 +28,14 @@ pub enum GroupKey {
 }
 
 impl GroupKey {
+    /// Whether small Python objects of this size class can be in the group.
+    pub fn has_class(&self, class: u8) -> bool {
+        match self {
+            Self::Size(bucket) => size_bucket(block_bytes(usize::from(class))) == *bucket,
+            _ => true,
+        }
+    }
+
     /// The text of the row. `frames` are those of the group's largest stack.
     pub fn text(&self, frames: &[Frame], processes: &Processes) -> String {
         match self {
@@ -109,6 +118,7 @@ pub fn names(group_by: GroupBy, site: &SiteId, frames: &[Frame], cumulative: boo
 
 #[cfg(test)]
 mod tests {
+    use super::super::counts::Counting;
     use super::super::report::FrameKind;
     use super::*;
 
@@ -128,7 +138,7 @@ mod tests {
             domain,
             stack: 5,
             mapping: None,
-            pooled: false,
+            counting: Counting::Blocks,
         }
     }
 

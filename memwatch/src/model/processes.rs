@@ -33,6 +33,10 @@ pub struct ProcessFacts {
 
 /// One program under one pid: a fork and an exec each begin a new one.
 #[derive(Clone, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four things that are true of a process or not, each by itself"
+)]
 pub struct Instance {
     pub pid: Option<u32>,
     /// The instance it was forked from or that it replaced.
@@ -44,6 +48,8 @@ pub struct Instance {
     pub exited: bool,
     /// Another program took its place.
     pub replaced: bool,
+    /// Its small Python objects are counted where they are handed out; pools only tell what is in use of them.
+    pub counts_small: bool,
     /// Indexed by [`Domain`].
     pub counts: [Counts; Domain::ALL.len()],
 }
@@ -192,8 +198,12 @@ impl Processes {
     pub fn restore(&mut self, number: u32, saved: Instance) {
         let ends = saved.ended();
         let Some(entry) = self.entry(number) else { return };
-        let (counts, had_ended) = (entry.counts, entry.ended());
-        *entry = Instance { counts, ..saved };
+        let (counts, counts_small, had_ended) = (entry.counts, entry.counts_small, entry.ended());
+        *entry = Instance {
+            counts_small,
+            counts,
+            ..saved
+        };
         if ends && !had_ended {
             self.ended.insert((self.next_end, number));
             self.next_end += 1;

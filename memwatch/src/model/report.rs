@@ -68,9 +68,16 @@ pub struct Options {
     /// How long before this report that was estimated. Null where nothing was, and in recordings.
     #[serde(default)]
     pub estimated_age_seconds: Option<f64>,
+    /// Domains of which small blocks are counted when they are handed out, but not when they are freed: what is in use of
+    /// them is estimated.
+    #[serde(default)]
+    pub allocated_only: Vec<String>,
     pub follow: bool,
     pub max_depth: u32,
     pub limit: u64,
+    /// How CPython is watched: `pools`, `exact` or `off`; null in recordings, which do not keep it.
+    #[serde(default)]
+    pub python: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -99,6 +106,19 @@ pub struct Probes {
     pub method: String,
     pub skipped: Vec<ProbeNote>,
     pub failed: Vec<ProbeNote>,
+    /// Files with a CPython whose allocator was put into its callers, where each block is wanted.
+    #[serde(default)]
+    pub inlined: Vec<InlinedNote>,
+}
+
+/// Places at which CPython's allocator was put into its callers. What is handed out there is counted, and no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InlinedNote {
+    pub module: String,
+    /// Places found in the code.
+    pub found: u64,
+    /// Those of which it is known for whom and how much they allocate; only these have a probe.
+    pub probed: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +126,20 @@ pub struct ProbeNote {
     pub symbol: String,
     pub module: String,
     pub reason: String,
+}
+
+/// What watching each block of CPython was thought to cost before it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// Calls of CPython's allocating and freeing functions.
+    pub hits_per_second: f64,
+    pub nanoseconds_per_hit: f64,
+    /// Share of one core.
+    pub percent: f64,
+    /// How many times as long the target's own work takes; null where it worked too little to tell.
+    pub slowdown: Option<f64>,
+    /// False: it was too much, and pools are watched instead.
+    pub in_force: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,6 +153,9 @@ pub struct Overhead {
     pub self_rss_bytes: Option<u64>,
     /// Memory of all kernel maps.
     pub kernel_map_bytes: Option<u64>,
+    /// With `--python exact`, where a running CPython is watched.
+    #[serde(default)]
+    pub predicted: Option<Predicted>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

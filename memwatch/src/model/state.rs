@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use memwatch_common::counter::COUNTERS;
+use memwatch_common::site::ALLOCATED_ONLY;
 use memwatch_common::{Domain, Event, EventKind, SiteKey, SiteTotals};
 
-use super::counts::{Counts, SiteId};
+use super::counts::{Counting, Counts, SiteId};
 use super::growth::{Clock, History, Window};
 use super::mappings::{MappingSet, Untracked};
 use super::processes::{MAX_ENDED, ProcessFacts, Processes};
 use super::report::{Delta, Limit};
-use crate::collect::sample::{LiveScan, PoolTotals, Sample, SiteAges};
+use crate::collect::sample::{ClassBytes, ClassUse, LiveScan, PoolTotals, Sample, SiteAges};
+use crate::python::pymalloc::SIZE_CLASSES;
 
 pub mod replay;
 
@@ -23,8 +25,8 @@ pub struct Site {
     before: Counts,
     changed_in: u64,
     history: History,
-    /// Pools of small Python objects that hold this, as far as that is known.
-    pub pools: u64,
+    /// What it has in pools of small Python objects, as far as that is known.
+    pub classes: Vec<ClassBytes>,
 }
 
 /// The counts of all sites at one time, to compare with.
@@ -62,6 +64,7 @@ pub struct Model {
     live: Option<LiveScan>,
     /// When Python's pools were last read; 0: never.
     pools_ns: u64,
+    pool_classes: HashMap<u32, [ClassUse; SIZE_CLASSES]>,
     /// Sites and events that carried a number with no meaning here.
     undecoded: u64,
     /// Only in a model that a recording was read into: what there is no [`MappingSet`] to tell.
@@ -90,6 +93,7 @@ impl Model {
             kernel_map_bytes: None,
             live: None,
             pools_ns: 0,
+            pool_classes: HashMap::new(),
             undecoded: 0,
             saved: None,
         }
@@ -109,6 +113,7 @@ impl Model {
         self.apply_processes(&sample);
         for (key, totals) in &sample.sites {
             match site_id(key) {
+                Some(id) if id.counting == Counting::Allocations => self.update(id, &gone_at_once(totals)),
                 Some(id) => self.update(id, totals),
                 None => self.undecoded += 1,
             }
@@ -117,6 +122,7 @@ impl Model {
             self.update_pools(pool);
         }
         self.pools_ns = sample.pools_ns.unwrap_or(self.pools_ns);
+        self.pool_classes.extend(sample.pool_classes);
         self.update_mappings();
         self.let_go_of_replaced(&sample.events);
         self.counters = sample.counters;
@@ -173,10 +179,13 @@ impl Model {
 
     fn update_pools(&mut self, pools: &PoolTotals) {
         let Some(id) = site_id(&pools.key) else { return };
-        let id = SiteId { pooled: true, ..id };
+        let id = SiteId {
+            counting: Counting::Pools,
+            ..id
+        };
         self.update(id, &pools.totals);
         if let Some(site) = self.sites.get_mut(&id) {
-            site.pools = pools.pools;
+            site.classes.clone_from(&pools.classes);
         }
     }
 
@@ -191,7 +200,7 @@ impl Model {
                         domain,
                         stack,
                         mapping: Some(mapping),
-                        pooled: false,
+                        counting: Counting::Blocks,
                     },
                     totals,
                 ));
@@ -229,12 +238,13 @@ impl Model {
         let Some(process) = self.processes.entry(id.instance) else {
             return;
         };
+        process.counts_small |= id.counting == Counting::Allocations;
         let site = self.sites.entry(id).or_insert_with(|| Site {
             totals: SiteTotals::ZERO,
             before: Counts::default(),
             changed_in: self.samples,
             history: History::default(),
-            pools: 0,
+            classes: Vec::new(),
         });
         let (before, now) = (Counts::from(&site.totals), Counts::from(totals));
         // The kernel side does not know that exec freed the rest.
@@ -248,7 +258,12 @@ impl Model {
         if before == now {
             return;
         }
-        process.counts[id.domain as usize].add_change(&before, &now);
+        let counts = &mut process.counts[id.domain as usize];
+        if id.counting == Counting::Pools && process.counts_small {
+            counts.add_kept(&before, &now);
+        } else {
+            counts.add_change(&before, &now);
+        }
         site.totals = *totals;
         site.before = before;
         site.changed_in = self.samples;
@@ -268,6 +283,7 @@ impl Model {
             let gone: BTreeSet<u32> = gone.iter().copied().collect();
             self.sites.retain(|id, _| !gone.contains(&id.instance));
             self.mappings.retain(|instance, _| !gone.contains(instance));
+            self.pool_classes.retain(|instance, _| !gone.contains(instance));
         }
         gone
     }
@@ -314,6 +330,11 @@ impl Model {
             .map(|window: Window| site.history.growth(window))
     }
 
+    /// How a process uses its pools of small Python objects of one size class, where that is known.
+    pub fn pool_class(&self, instance: u32, class: u8) -> Option<ClassUse> {
+        self.pool_classes.get(&instance)?.get(usize::from(class)).copied()
+    }
+
     /// The last pass over the live blocks, if there was one.
     pub fn live(&self) -> Option<&LiveScan> {
         self.live.as_ref()
@@ -335,7 +356,7 @@ impl Model {
                         domain,
                         stack,
                         mapping: Some(mapping),
-                        pooled: false,
+                        counting: Counting::Blocks,
                     },
                     ages,
                 );
@@ -396,22 +417,41 @@ impl Model {
     }
 }
 
+/// The site of blocks of which nobody knows where they are: none is in use there.
+fn gone_at_once(totals: &SiteTotals) -> SiteTotals {
+    SiteTotals {
+        freed_bytes: totals.alloc_bytes,
+        freed_objects: totals.alloc_objects,
+        ..*totals
+    }
+}
+
 /// None when the domain is none of the known ones.
 pub fn site_id(key: &SiteKey) -> Option<SiteId> {
-    let domain = Domain::from_u32(key.domain)?;
+    let domain = Domain::from_u32(key.domain & !ALLOCATED_ONLY)?;
+    let counting = if key.domain & ALLOCATED_ONLY == 0 {
+        Counting::Blocks
+    } else {
+        Counting::Allocations
+    };
     Some(SiteId {
         instance: key.instance,
         domain,
         stack: key.stack,
         mapping: None,
-        pooled: false,
+        counting,
     })
 }
 
 pub fn site_key(id: &SiteId) -> SiteKey {
+    let flag = if id.counting == Counting::Allocations {
+        ALLOCATED_ONLY
+    } else {
+        0
+    };
     SiteKey {
         instance: id.instance,
-        domain: id.domain as u32,
+        domain: id.domain as u32 | flag,
         stack: id.stack,
     }
 }

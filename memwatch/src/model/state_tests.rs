@@ -10,7 +10,7 @@ fn native(instance: u32, stack: u64) -> SiteId {
         domain: Domain::Native,
         stack,
         mapping: None,
-        pooled: false,
+        counting: Counting::Blocks,
     }
 }
 
@@ -110,7 +110,7 @@ fn mappings_become_sites_of_their_own_domain() {
         domain: Domain::Mmap,
         stack: 7,
         mapping: Some(kind),
-        pooled: false,
+        counting: Counting::Blocks,
     };
     assert_eq!(
         model

@@ -16,6 +16,7 @@ pub fn sample(tick: u64) -> Sample {
         sites: Vec::new(),
         pools: Vec::new(),
         pools_ns: None,
+        pool_classes: Vec::new(),
         events: Vec::new(),
         processes: Vec::new(),
         counters: [0; COUNTERS],

@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result};
 use super::{
     links::{LinkPoint, Links, c_path},
     load::KernelSide,
-    plan::{Abilities, ModulePlan, plan_file},
+    plan::{Abilities, ModulePlan, Point, plan_file},
 };
 use crate::{
-    model::report::{ProbeNote, Probes},
+    model::report::{InlinedNote, ProbeNote, Probes},
     target::{
         ProcRoot,
         file_id::{FileId, FileIds},
@@ -104,7 +104,7 @@ impl Attacher {
         Ok(attached)
     }
 
-    /// The plans of a process's allocators, without probing; and why there are none, where that is known.
+    /// The plans of a process's files that would be probed, without probing; and why there are none, where that is known.
     pub fn look(&mut self, pid: u32) -> Result<(Vec<Rc<ModulePlan>>, Option<String>)> {
         let modules = self
             .catalog
@@ -114,7 +114,7 @@ impl Attacher {
         let mut why_not = None;
         for module in &modules.modules {
             match self.plan(module) {
-                Some(plan) if plan.is_allocator() => plans.push(plan),
+                Some(plan) if plan.is_watched() => plans.push(plan),
                 Some(plan) => why_not = why_not.or_else(|| reason(&plan)),
                 None => {}
             }
@@ -230,6 +230,23 @@ impl Attacher {
         Ok(())
     }
 
+    /// Whether CPython's own functions are among what is probed.
+    pub fn has_python(&self) -> bool {
+        let points = self.plans.values().flat_map(|plan| &plan.points);
+        points.into_iter().any(Point::is_python)
+    }
+
+    /// Before anything counts: takes all probes out again, so that those of CPython's functions are left out when the
+    /// processes are probed anew.
+    pub fn give_up_python(&mut self) {
+        self.abilities.python = false;
+        self.attached.clear();
+        self.plans.clear();
+        self.skipped.clear();
+        self.failed.clear();
+        self.noted.clear();
+    }
+
     pub fn is_attached(&self) -> bool {
         !self.attached.is_empty()
     }
@@ -240,7 +257,19 @@ impl Attacher {
             method: kernel.programs.method.name().to_owned(),
             skipped: self.skipped.clone(),
             failed: self.failed.clone(),
+            inlined: self.inlined(),
         }
+    }
+
+    /// By name.
+    fn inlined(&self) -> Vec<InlinedNote> {
+        let mut notes: Vec<_> = self
+            .plans
+            .values()
+            .filter_map(|plan| plan.inlined.clone())
+            .collect();
+        notes.sort_by(|a, b| a.module.cmp(&b.module));
+        notes
     }
 
     /// The plans of all files looked at that hand out blocks, by name.

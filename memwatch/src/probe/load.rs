@@ -9,7 +9,9 @@ use aya::{
     programs::{RawTracePoint, TracePoint},
 };
 use memwatch_common::{
-    Config, Cookie, ProcessState, SiteKey, SiteTotals, limits,
+    Config, Cookie, ProcessState, SiteKey, SiteTotals,
+    config::{GATE_CLOSED, GATE_COUNTING, GATE_OPEN},
+    limits,
     process::{FIRST_KERNEL_INSTANCE, state_place, state_places},
 };
 
@@ -262,7 +264,13 @@ impl KernelSide {
 
     /// Opens or closes the gate: the instant from which, or up to which, everything counts.
     pub fn set_gate(&mut self, open: bool) -> Result<()> {
-        self.config.gate = u32::from(open);
+        self.config.gate = if open { GATE_OPEN } else { GATE_CLOSED };
+        self.write_config()
+    }
+
+    /// Nothing is recorded yet, but how often CPython's functions are called is counted.
+    pub fn set_counting(&mut self) -> Result<()> {
+        self.config.gate = GATE_COUNTING;
         self.write_config()
     }
 

@@ -5,6 +5,7 @@ pub mod functions;
 pub mod placer;
 mod placer_x86;
 pub mod plan;
+mod small;
 pub mod symbols;
 
 pub mod attach;

@@ -9,8 +9,9 @@ use memwatch_common::{Cookie, Domain, Function};
 use super::forward_x86::{self, Mode, Target};
 use super::functions::{Family, Known};
 use super::placer::{self, Code, Cost, Emulation, Placement};
+use super::small;
 use super::symbols::{FoundFunction, Import, Machine, ModuleSymbols, SymbolError};
-use crate::model::report::ProbeNote;
+use crate::model::report::{InlinedNote, ProbeNote};
 use crate::python::allocator::PoolSite;
 use crate::python::interpreter::PythonFile;
 
@@ -72,6 +73,15 @@ impl Point {
         )
     }
 
+    /// One of CPython's blocks is handed out or taken back there.
+    pub fn is_python(&self) -> bool {
+        let python = matches!(
+            self.domain,
+            Domain::PythonRaw | Domain::PythonMem | Domain::PythonObject
+        );
+        python && self.function != Function::PythonPool
+    }
+
     /// What one call of the function will cost more, in nanoseconds.
     pub const fn nanoseconds(&self) -> u64 {
         self.placement.nanoseconds(self.needs_return)
@@ -95,6 +105,8 @@ pub struct ModulePlan {
     /// What users should know about this file.
     pub notes: Vec<String>,
     pub glibc: bool,
+    /// Where CPython's allocator was put into its callers, and each of its blocks is wanted: what was found of that.
+    pub inlined: Option<InlinedNote>,
 }
 
 impl ModulePlan {
@@ -147,7 +159,9 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
         }
         return plan;
     }
-    let candidates = place_all(symbols, bytes, *abilities, &mut plan);
+    let python = python_file(symbols, bytes, &plan.module, *abilities);
+    let inlined = python.as_ref().filter(|python| python.allocator.is_inlined());
+    let candidates = place_all(symbols, bytes, *abilities, inlined.is_some(), &mut plan);
     let forwards = forwards(symbols, bytes, &candidates);
     let (mut allocates, mut frees) = (false, false);
     for candidate in candidates {
@@ -168,8 +182,17 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
     }
     inherit_needs(symbols, &forwards, &mut plan.points);
     let blocks = !plan.points.is_empty();
-    plan.points
-        .extend(pool_points(symbols, bytes, &plan.module, *abilities));
+    if let Some(python) = &python {
+        plan.points.extend(pool_points(symbols, bytes, python, *abilities));
+    }
+    if let Some(python) = inlined.filter(|_| abilities.python) {
+        let (points, note) = small::points(symbols, bytes, python, *abilities);
+        plan.inlined = Some(InlinedNote {
+            module: plan.module.clone(),
+            ..note
+        });
+        plan.points.extend(points);
+    }
     if blocks && !frees {
         plan.notes
             .push("no function that frees: its blocks will look alive for ever".to_owned());
@@ -216,10 +239,10 @@ fn place_all<'a>(
     symbols: &'a ModuleSymbols,
     bytes: &[u8],
     abilities: Abilities,
+    inlined: bool,
     plan: &mut ModulePlan,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    let inlined = abilities.python && has_inlined_python(symbols, bytes, &plan.module);
     for function in &symbols.functions {
         let known = chosen(function);
         if known.family == Family::Python {
@@ -259,17 +282,30 @@ fn place_all<'a>(
     candidates
 }
 
-/// Where CPython takes a pool for small objects into use. The interpreter itself is looked at later, when it is known
-/// which process runs it.
-fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], module: &str, abilities: Abilities) -> Vec<Point> {
+/// The CPython that is in the file, where its own functions are wanted. The interpreter itself is looked at later, when
+/// it is known which process runs it.
+fn python_file(
+    symbols: &ModuleSymbols,
+    bytes: &[u8],
+    module: &str,
+    abilities: Abilities,
+) -> Option<PythonFile> {
     let python = |function: &FoundFunction| chosen(function).family == Family::Python;
-    if !abilities.pools || !symbols.functions.iter().any(python) {
-        return Vec::new();
+    let wanted = abilities.python || abilities.pools;
+    if !wanted || !symbols.functions.iter().any(python) {
+        return None;
     }
-    let Some(Ok(file)) = PythonFile::parse(bytes, module) else {
-        return Vec::new();
-    };
-    if abilities.python && !file.allocator.is_inlined() {
+    PythonFile::parse(bytes, module)?.ok()
+}
+
+/// Where CPython takes a pool for small objects into use.
+fn pool_points(
+    symbols: &ModuleSymbols,
+    bytes: &[u8],
+    file: &PythonFile,
+    abilities: Abilities,
+) -> Vec<Point> {
+    if !abilities.pools || abilities.python && !file.allocator.is_inlined() {
         return Vec::new();
     }
     let sites = file.allocator.pool_sites.iter();
@@ -332,13 +368,6 @@ fn pool_site_point(symbols: &ModuleSymbols, site: &PoolSite) -> Option<Point> {
 
 const INLINED_PYTHON: &str =
     "its code was put into its callers when this CPython was built: the calls that are left are few";
-
-/// Whether probes on CPython's functions would see next to nothing.
-fn has_inlined_python(symbols: &ModuleSymbols, bytes: &[u8], module: &str) -> bool {
-    let python = |function: &FoundFunction| chosen(function).family == Family::Python;
-    symbols.functions.iter().any(python)
-        && matches!(PythonFile::parse(bytes, module), Some(Ok(file)) if file.allocator.is_inlined())
-}
 
 fn point(candidate: Candidate<'_>, glibc: bool) -> Point {
     let Candidate {

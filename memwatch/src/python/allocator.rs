@@ -5,15 +5,16 @@ use std::ops::Range;
 
 use super::decode_x86;
 use super::file::ElfBytes;
-use super::inlined::{self, InlinedSites};
+use super::inlined::{self, Allocating, InlinedSites};
 use super::memory::{Memory, Unreadable};
 use super::offsets::{Build, Offsets};
 
 /// Bytes from one domain's allocator to the next: `ctx`, `malloc`, `calloc`, `realloc`, `free`.
 const ALLOCATOR: u64 = 5 * 8;
 
-/// `malloc` in such a group.
+/// `malloc` and `calloc` in such a group.
 const MALLOC: u64 = 8;
+const CALLOC: u64 = 16;
 
 /// The minor version since which beginning a pool is a function of its own.
 const FIRST_WITH_NEW_POOL: u8 = 10;
@@ -72,6 +73,8 @@ pub struct AllocatorFacts {
     slots: [Option<u64>; 3],
     /// The function of pymalloc that allocates (mimalloc's in free-threaded builds).
     pub pymalloc: Option<u64>,
+    /// The one for cleared blocks.
+    pub pymalloc_calloc: Option<u64>,
     /// The function that asks libc.
     pub raw: Option<u64>,
     /// `allocate_from_new_pool`: called once for each pool that pymalloc begins to use. The pool is the block that it
@@ -95,13 +98,29 @@ impl AllocatorFacts {
         let at_start = |slot: Option<u64>| default(elf, slot?, build.debug);
         facts.pymalloc =
             symbol(elf, &["_PyObject_Malloc", "_PyObject_MiMalloc"]).or_else(|| at_start(object));
+        facts.pymalloc_calloc = symbol(elf, &["_PyObject_Calloc", "_PyObject_MiCalloc"]).or_else(|| {
+            at_start(
+                object
+                    .filter(|_| !build.debug)
+                    .map(|malloc| malloc + CALLOC - MALLOC),
+            )
+        });
         facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
         facts.inlined = facts
             .pymalloc
             .map_or(0, |function| code_references(elf, function));
         if let Some(function) = facts.pymalloc.filter(|_| facts.is_inlined()) {
             let [_, mem, object] = facts.slots;
-            facts.sites = inlined::find(elf, function, [mem, object], offsets.interpreter_pools);
+            let slots = |after: u64| [mem, object].map(|slot| slot.map(|slot| slot + after));
+            let mut functions = vec![Allocating {
+                function,
+                slots: slots(0),
+            }];
+            functions.extend(facts.pymalloc_calloc.map(|function| Allocating {
+                function,
+                slots: slots(CALLOC - MALLOC),
+            }));
+            facts.sites = inlined::find(elf, &functions, offsets.interpreter_pools);
         }
         if build.version.minor() >= FIRST_WITH_NEW_POOL {
             facts.new_pool = new_pool(elf, facts.pymalloc);

@@ -1,9 +1,13 @@
 //! Where pymalloc was inlined: the places at which code asks whether the allocator of a domain is pymalloc, and goes on
 //! by itself if so. A probe on the branch that follows sees each small allocation there, but not its address.
 
+use std::ops::ControlFlow;
+
 use iced_x86::{
-    ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+    ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
 };
+use memwatch_common::python::SizeAt;
 
 use super::allocator::PythonDomain;
 use super::file::ElfBytes;
@@ -20,7 +24,13 @@ const TO_READ: usize = 16;
 const LIST: u64 = 16;
 
 /// Instructions after the branch in which the size is looked at.
-const TO_SIZE: usize = 12;
+const TO_SIZE: usize = 16;
+
+/// A size less 1 is compared with this.
+const LARGEST: u64 = 511;
+
+/// By so many bits a size less 1 is moved to get its class.
+const CLASS_SHIFT: u64 = 4;
 
 /// A branch that is taken one way for pymalloc and the other for any other allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,16 +40,15 @@ pub struct InlinedSite {
     /// `None`: it could not be told which domain asks.
     pub domain: Option<PythonDomain>,
     /// `None`: it could not be told.
-    pub size: Option<SiteSize>,
+    pub size: Option<SizeAt>,
 }
 
-/// How many bytes are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SiteSize {
-    /// In this register, as x86-64 numbers them.
-    Register(u8),
-    /// A constant of this size class.
-    Class(u8),
+impl InlinedSite {
+    /// For whom and how much; none where the latter is not known. Where it could not be told for whom, it is for an
+    /// object, as most often.
+    pub fn counted(&self) -> Option<(PythonDomain, SizeAt)> {
+        Some((self.domain.unwrap_or(PythonDomain::Object), self.size?))
+    }
 }
 
 /// What was found in a file.
@@ -50,30 +59,52 @@ pub struct InlinedSites {
     pub unresolved: usize,
 }
 
-/// `slots` are those of the mem and the object domain, `pools` is where an interpreter has its pools (since 3.12).
-pub fn find(elf: &ElfBytes<'_>, pymalloc: u64, slots: [Option<u64>; 2], pools: Option<u32>) -> InlinedSites {
+/// A function of pymalloc that allocates, and the pointers to it of the mem and the object domain.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocating {
+    pub function: u64,
+    pub slots: [Option<u64>; 2],
+}
+
+/// `pools` is where an interpreter has its pools (since 3.12).
+pub fn find(elf: &ElfBytes<'_>, functions: &[Allocating], pools: Option<u32>) -> InlinedSites {
     let mut found = InlinedSites::default();
-    for (address, code) in elf.pieces_with_reference(pymalloc) {
-        let code: Vec<Instruction> = Decoder::with_ip(64, code, address, DecoderOptions::NONE)
-            .into_iter()
-            .collect();
-        for (at, instruction) in code.iter().enumerate() {
-            if !names(instruction, pymalloc) {
-                continue;
-            }
-            match branch_after(&code, at) {
-                Some(branch) => found.sites.push(InlinedSite {
-                    address: code[branch].ip(),
-                    domain: domain(&code[at.saturating_sub(TO_READ)..branch], slots),
-                    size: size(&code, branch, pools),
-                }),
-                None => found.unresolved += 1,
-            }
+    for allocating in functions {
+        for (address, code) in elf.pieces_with_reference(allocating.function) {
+            find_in(elf, allocating, address, code, pools, &mut found);
         }
     }
     found.sites.sort_by_key(|site| site.address);
     found.sites.dedup_by_key(|site| site.address);
     found
+}
+
+fn find_in(
+    elf: &ElfBytes<'_>,
+    allocating: &Allocating,
+    address: u64,
+    code: &[u8],
+    pools: Option<u32>,
+    found: &mut InlinedSites,
+) {
+    let code: Vec<Instruction> = decoder(address, code).into_iter().collect();
+    for (at, instruction) in code.iter().enumerate() {
+        if !names(instruction, allocating.function) {
+            continue;
+        }
+        match branch_after(&code, at) {
+            Some(branch) => found.sites.push(InlinedSite {
+                address: code[branch].ip(),
+                domain: domain(&code[at.saturating_sub(TO_READ)..branch], allocating.slots),
+                size: size(elf, &code[branch], pools),
+            }),
+            None => found.unresolved += 1,
+        }
+    }
+}
+
+fn decoder(address: u64, code: &[u8]) -> Decoder<'_> {
+    Decoder::with_ip(64, code, address, DecoderOptions::NONE)
 }
 
 /// Whether an instruction names the function as data: calls and jumps do not.
@@ -141,45 +172,227 @@ fn domain(before: &[Instruction], slots: [Option<u64>; 2]) -> Option<PythonDomai
     })
 }
 
-/// pymalloc first compares the size less 1 with 511. Where the size is a constant there is nothing to compare, but the
-/// list of pools that it looks into belongs to one size class.
-fn size(code: &[Instruction], branch: usize, pools: Option<u32>) -> Option<SiteSize> {
-    const LARGEST: u64 = 511;
-    let begin = if code[branch].condition_code() == ConditionCode::ne {
-        branch + 1
+/// pymalloc first looks whether the size is small, and then for its size class: the size less 1, divided by 16. Where the
+/// size is a constant there is nothing to work out, but the list of pools that is read belongs to one size class.
+fn size(elf: &ElfBytes<'_>, branch: &Instruction, pools: Option<u32>) -> Option<SizeAt> {
+    let mut next = if branch.condition_code() == ConditionCode::ne {
+        branch.next_ip()
     } else {
-        let target = code[branch].near_branch_target();
-        code.binary_search_by_key(&target, Instruction::ip).ok()?
+        branch.near_branch_target()
     };
-    let (mut less_one, mut lists) = (None, None);
-    for at in straight(code, begin, TO_SIZE) {
-        let instruction = &code[at];
-        let (to, base) = (
-            instruction.op0_register().full_register(),
-            instruction.memory_base(),
-        );
-        let plain = instruction.memory_index() == Register::None;
-        let distance = instruction.memory_displacement64();
-        match instruction.mnemonic() {
-            Mnemonic::Lea if plain && distance == u64::MAX => less_one = Some((to, base)),
-            Mnemonic::Cmp if instruction.try_immediate(1).is_ok_and(|number| number == LARGEST) => {
-                let (compared, register) = less_one?;
-                return (to == compared).then_some(SiteSize::Register(register.number() as u8));
+    let mut registers = Registers::new();
+    for _ in 0..TO_SIZE {
+        let instruction = decoder(next, elf.bytes_at(next)?).into_iter().next()?;
+        next = match instruction.flow_control() {
+            FlowControl::Next | FlowControl::ConditionalBranch => instruction.next_ip(),
+            FlowControl::UnconditionalBranch => instruction.near_branch_target(),
+            _ => return None,
+        };
+        match lists(elf, pools, &instruction) {
+            Lists::Class(class) => return Some(SizeAt::Class(class)),
+            Lists::Table => {
+                registers.set(instruction.op0_register(), Some(Value::plain(Held::Lists)));
+                continue;
             }
-            Mnemonic::Mov
-                if plain
-                    && base != Register::None
-                    && pools.is_some_and(|pools| distance == u64::from(pools)) =>
-            {
-                lists = Some(to);
-            }
-            Mnemonic::Mov if lists == Some(base) && base != Register::None && to != Register::None => {
-                let class = distance / LIST;
-                let sound = plain && distance.is_multiple_of(LIST) && class < SIZE_CLASSES as u64;
-                return sound.then_some(SiteSize::Class(class as u8));
-            }
-            _ => {}
+            Lists::Nothing => {}
+        }
+        if let ControlFlow::Break(size) = registers.step(&instruction) {
+            return size;
         }
     }
     None
+}
+
+/// What an instruction reads of pymalloc's lists of pools.
+enum Lists {
+    Nothing,
+    /// The head of the list of this size class.
+    Class(u8),
+    /// Where all of them are.
+    Table,
+}
+
+/// What a register has to do with what was in them at the branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Register(u8),
+    Product(u8, u8),
+    Constant(u64),
+    /// The address of the lists of pools.
+    Lists,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Value {
+    held: Held,
+    less_one: bool,
+}
+
+impl Value {
+    const fn plain(held: Held) -> Self {
+        Self {
+            held,
+            less_one: false,
+        }
+    }
+
+    fn minus_one(self) -> Option<Self> {
+        (!self.less_one).then_some(Self {
+            less_one: true,
+            ..self
+        })
+    }
+
+    fn times(self, other: Self) -> Option<Self> {
+        match (self.held, other.held) {
+            (Held::Register(a), Held::Register(b)) if !self.less_one && !other.less_one => {
+                Some(Self::plain(Held::Product(a, b)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Of a size less 1.
+    fn size(self) -> Option<SizeAt> {
+        match self.held {
+            Held::Register(register) => Some(SizeAt::Register(register)),
+            Held::Product(number, size) => Some(SizeAt::Product(number, size)),
+            Held::Constant(size) => class_of(size),
+            Held::Lists => None,
+        }
+    }
+}
+
+/// All registers, followed from the branch on.
+struct Registers {
+    values: [Option<Value>; 16],
+    info: InstructionInfoFactory,
+}
+
+impl Registers {
+    fn new() -> Self {
+        Self {
+            values: std::array::from_fn(|number| Some(Value::plain(Held::Register(number as u8)))),
+            info: InstructionInfoFactory::new(),
+        }
+    }
+
+    fn get(&self, register: Register) -> Option<Value> {
+        register.is_gpr().then(|| self.values[register.number() & 15])?
+    }
+
+    fn set(&mut self, register: Register, value: Option<Value>) {
+        if register.is_gpr() {
+            self.values[register.number() & 15] = value;
+        }
+    }
+
+    /// Follows one instruction. Ends with the size when it is this one that makes a size class of it; without if by
+    /// then nobody knows where it was at the branch.
+    fn step(&mut self, instruction: &Instruction) -> ControlFlow<Option<SizeAt>> {
+        let to = instruction.op0_register();
+        let number = instruction.try_immediate(1).ok();
+        let from_register = instruction.op1_kind() == OpKind::Register;
+        let value = match (instruction.mnemonic(), number) {
+            (Mnemonic::Cmp, Some(LARGEST)) | (Mnemonic::Shr, Some(CLASS_SHIFT)) => {
+                if let Some(value) = self.get(to).filter(|value| value.less_one) {
+                    return ControlFlow::Break(value.size());
+                }
+                None
+            }
+            (Mnemonic::Lea, _) if is_base_less_one(instruction) => {
+                self.get(instruction.memory_base()).and_then(Value::minus_one)
+            }
+            (Mnemonic::Sub, Some(1)) | (Mnemonic::Add, Some(u64::MAX)) | (Mnemonic::Dec, _) => {
+                self.get(to).and_then(Value::minus_one)
+            }
+            (Mnemonic::Imul, None) if from_register && instruction.op_count() == 2 => {
+                let factors = self.get(to).zip(self.get(instruction.op1_register()));
+                factors.and_then(|(a, b)| a.times(b))
+            }
+            (Mnemonic::Mov, Some(constant)) if instruction.op0_kind() == OpKind::Register => {
+                Some(Value::plain(Held::Constant(constant)))
+            }
+            (Mnemonic::Mov, None) if from_register => self.get(instruction.op1_register()),
+            (Mnemonic::Mov, None) if self.reads_lists(instruction) => {
+                let plain = instruction.memory_index() == Register::None;
+                let class = class_at(instruction.memory_displacement64()).filter(|_| plain);
+                return ControlFlow::Break(class.map(SizeAt::Class));
+            }
+            _ => None,
+        };
+        self.forget_written(instruction);
+        if instruction.op0_kind() == OpKind::Register && value.is_some() {
+            self.set(to, value);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn reads_lists(&self, instruction: &Instruction) -> bool {
+        self.get(instruction.memory_base())
+            .is_some_and(|value| value.held == Held::Lists)
+    }
+
+    fn forget_written(&mut self, instruction: &Instruction) {
+        let used = self.info.info(instruction).used_registers();
+        let written = used.iter().filter(|used| {
+            use OpAccess::{CondWrite, ReadCondWrite, ReadWrite, Write};
+            matches!(used.access(), Write | CondWrite | ReadWrite | ReadCondWrite)
+        });
+        let written: Vec<Register> = written.map(iced_x86::UsedRegister::register).collect();
+        for register in written {
+            self.set(register, None);
+        }
+    }
+}
+
+/// The class of a constant size.
+fn class_of(size: u64) -> Option<SizeAt> {
+    (1..=LARGEST + 1)
+        .contains(&size)
+        .then(|| SizeAt::Class(((size - 1) >> CLASS_SHIFT) as u8))
+}
+
+/// The class whose list is so many bytes after the first.
+fn class_at(distance: u64) -> Option<u8> {
+    let class = distance / LIST;
+    (distance.is_multiple_of(LIST) && class < SIZE_CLASSES as u64).then_some(class as u8)
+}
+
+fn is_base_less_one(instruction: &Instruction) -> bool {
+    instruction.memory_index() == Register::None
+        && instruction.memory_base() != Register::None
+        && matches!(instruction.memory_displacement64(), u64::MAX | 0xffff_ffff)
+}
+
+/// The lists of pools are in the interpreter (since 3.12), reached by a pointer to it, or in a variable (before). In
+/// that variable each list begins as a ring of one, whose head stands a list before the list itself.
+fn lists(elf: &ElfBytes<'_>, pools: Option<u32>, instruction: &Instruction) -> Lists {
+    let reads = instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_register().is_gpr64()
+        && instruction.op1_kind() == OpKind::Memory
+        && instruction.memory_index() == Register::None;
+    if !reads {
+        return Lists::Nothing;
+    }
+    let address = instruction.memory_displacement64();
+    let is_fixed = instruction.memory_base() == Register::None || instruction.is_ip_rel_memory_operand();
+    match pools {
+        Some(pools) if !is_fixed && address == u64::from(pools) => Lists::Table,
+        None if is_fixed => class_of_variable(elf, address).map_or(Lists::Nothing, Lists::Class),
+        _ => Lists::Nothing,
+    }
+}
+
+fn class_of_variable(elf: &ElfBytes<'_>, address: u64) -> Option<u8> {
+    let is_list = |at: u64| {
+        let head = Some(at.wrapping_sub(LIST));
+        elf.pointer_at(at) == head && elf.pointer_at(at.wrapping_add(8)) == head
+    };
+    let before = |class: &u64| is_list(address.wrapping_sub(class * LIST));
+    let class = (0..=SIZE_CLASSES as u64)
+        .take_while(before)
+        .count()
+        .checked_sub(1)?;
+    class_at(class as u64 * LIST)
 }

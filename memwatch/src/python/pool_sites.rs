@@ -3,11 +3,12 @@
 //! A pool's blocks are not told apart, so all of them count for that stack. What was allocated and freed is what changed
 //! from one look to the next: blocks that came and went in between are not seen.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
 
-use super::pymalloc::{Pool, block_bytes};
+use super::pymalloc::{Pool, SIZE_CLASSES, block_bytes};
+use crate::collect::sample::{ClassBytes, ClassUse};
 
 /// A stack's small objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ struct Held {
 pub struct PoolSites {
     held: HashMap<u64, Held>,
     sites: HashMap<u64, PoolSite>,
+    /// Bytes in use by size class and the stack that opened the pools; 0 where none is left.
+    classes: BTreeMap<(u8, u64), u64>,
 }
 
 /// A pool of which no stack is known was there before anybody looked.
@@ -68,7 +71,7 @@ impl PoolSites {
             };
             if pool.in_use != had {
                 changed.insert(now.opened.stack);
-                self.site(now.opened.stack).change(pool, had, pool.in_use);
+                self.change(&now, had, pool.in_use);
             }
             self.held.insert(pool.address, now);
         }
@@ -78,6 +81,28 @@ impl PoolSites {
         changed
             .into_iter()
             .filter_map(|stack| Some((stack, *self.sites.get(&stack)?)))
+    }
+
+    /// What a stack has of each size class that it ever opened a pool for.
+    pub fn classes(&self, stack: u64) -> Vec<ClassBytes> {
+        let own = self.classes.iter().filter(|((_, of), _)| *of == stack);
+        own.map(|((class, _), bytes)| ClassBytes {
+            class: *class,
+            bytes: *bytes,
+        })
+        .collect()
+    }
+
+    /// How the process uses its size classes.
+    pub fn uses(&self) -> [ClassUse; SIZE_CLASSES] {
+        let mut uses = [ClassUse::default(); SIZE_CLASSES];
+        for ((class, stack), bytes) in &self.classes {
+            if let Some(used) = uses.get_mut(usize::from(*class)) {
+                used.bytes += bytes;
+                used.openers += u32::from(*stack != STACK_BEFORE);
+            }
+        }
+        uses
     }
 
     /// When each pool of a known stack was opened: stack, time, blocks and bytes.
@@ -105,15 +130,22 @@ impl PoolSites {
         })
     }
 
+    fn change(&mut self, held: &Held, from: u64, to: u64) {
+        let (stack, class) = (held.opened.stack, held.pool.size_class);
+        self.site(stack).change(&held.pool, from, to);
+        let bytes = self.classes.entry((class as u8, stack)).or_default();
+        let size = block_bytes(class);
+        *bytes = (*bytes + to * size).saturating_sub(from * size);
+    }
+
     fn open(&mut self, held: &Held, changed: &mut HashSet<u64>) {
         self.site(held.opened.stack).pools += 1;
         changed.insert(held.opened.stack);
     }
 
     fn close(&mut self, held: &Held, changed: &mut HashSet<u64>) {
-        let site = self.site(held.opened.stack);
-        site.pools -= 1;
-        site.change(&held.pool, held.pool.in_use, 0);
+        self.site(held.opened.stack).pools -= 1;
+        self.change(held, held.pool.in_use, 0);
         changed.insert(held.opened.stack);
     }
 }

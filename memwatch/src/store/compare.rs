@@ -12,7 +12,7 @@ use std::sync::Arc;
 use memwatch_common::Domain;
 
 use super::Moment;
-use crate::model::counts::{Counts, SiteId};
+use crate::model::counts::{Counting, Counts, SiteId};
 use crate::model::group::QueryError;
 use crate::model::label::base_name;
 use crate::model::mappings::MappingKind;
@@ -70,8 +70,8 @@ struct Place {
 }
 
 impl Place {
-    fn group(&self) -> (u32, Domain, Option<MappingKind>, bool) {
-        (self.instance, self.id.domain, self.id.mapping, self.id.pooled)
+    fn group(&self) -> (u32, Domain, Option<MappingKind>, Counting) {
+        (self.instance, self.id.domain, self.id.mapping, self.id.counting)
     }
 }
 

@@ -333,7 +333,7 @@ impl Replay {
     pub fn settle(&mut self) {
         let model = &mut self.model;
         self.sites
-            .settle(|site| model.restore_site(site.id, site.totals, site.ages, site.pools));
+            .settle(|id, totals, ages| model.restore_site(id, totals, ages));
     }
 
     /// The next tick; false when there is none. [`Replay::settle`] is for whoever wants to look at it.
@@ -387,7 +387,6 @@ impl Replay {
                 Section::Ages1 => self.sites.read_ages_1(bytes)?,
                 Section::Totals => self.sites.read_totals(bytes)?,
                 Section::Ages => self.sites.read_ages(bytes)?,
-                Section::Pools => self.sites.read_pools(bytes)?,
                 Section::Counters => self.read_counters(bytes)?,
             }
         }

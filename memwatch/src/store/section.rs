@@ -30,12 +30,10 @@ pub(super) enum Section {
     Counters = 13,
     Totals = 14,
     Ages = 15,
-    /// Of small Python objects.
-    Pools = 16,
 }
 
 impl Section {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 15] = [
         Self::Header,
         Self::Tick,
         Self::Strings,
@@ -51,7 +49,6 @@ impl Section {
         Self::Counters,
         Self::Totals,
         Self::Ages,
-        Self::Pools,
     ];
 
     fn from_number(number: u64) -> Option<Self> {

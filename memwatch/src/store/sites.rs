@@ -13,9 +13,9 @@ use self::totals::Learned;
 use super::Bounds;
 use super::error::Bad;
 use super::names::read_hash;
-use super::numbers::{Input, put, put_bytes, put_difference};
+use super::numbers::{Input, put, put_bytes};
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
-use crate::model::counts::SiteId;
+use crate::model::counts::{Counting, SiteId};
 use crate::model::mappings::MappingKind;
 
 /// What was last written or read of a site.
@@ -24,25 +24,13 @@ struct Known {
     id: SiteId,
     totals: SiteTotals,
     ages: SiteAges,
-    /// Of small Python objects.
-    pools: u64,
     learned: Learned,
-    /// [`TOTALS`], [`AGED`] and [`POOLS`]: what was read and not handed out yet.
+    /// [`TOTALS`] and [`AGED`]: what was read and not handed out yet.
     unsettled: u8,
 }
 
 const TOTALS: u8 = 1;
 const AGED: u8 = 2;
-const POOLS: u8 = 4;
-
-/// What was read of a site since the last time, as it is now.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Settled<'a> {
-    pub id: &'a SiteId,
-    pub totals: Option<&'a SiteTotals>,
-    pub ages: Option<&'a SiteAges>,
-    pub pools: Option<u64>,
-}
 
 /// All sites as the file has them so far, by their numbers in it. Both sides keep one.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +63,8 @@ const fn mapping_number(mapping: Option<MappingKind>) -> u8 {
 
 /// In the place of a mapping's number: small Python objects, known by their pools.
 const POOLED: u8 = 4;
+/// The same for those of which only the allocation is known.
+const ALLOCATED_ONLY: u8 = 5;
 
 const AGES: usize = AGE_EDGES_SECONDS.len() + 1;
 const OLDEST: u64 = 1 << AGES;
@@ -86,10 +76,10 @@ impl Sites {
             if self.add(id) {
                 put(out, u64::from(id.instance));
                 out.push(id.domain as u8);
-                out.push(if id.pooled {
-                    POOLED
-                } else {
-                    mapping_number(id.mapping)
+                out.push(match id.counting {
+                    Counting::Blocks => mapping_number(id.mapping),
+                    Counting::Pools => POOLED,
+                    Counting::Allocations => ALLOCATED_ONLY,
                 });
                 out.extend_from_slice(&id.stack.to_le_bytes());
             }
@@ -105,7 +95,6 @@ impl Sites {
                 id,
                 totals: SiteTotals::ZERO,
                 ages: SiteAges::default(),
-                pools: 0,
                 learned: Learned::default(),
                 unsettled: 0,
             })));
@@ -124,11 +113,11 @@ impl Sites {
             let domain =
                 Domain::from_u32(u32::from(input.byte()?)).ok_or(Bad("a site has no known domain"))?;
             let kind = input.byte()?;
-            let pooled = kind == POOLED;
-            let mapping = match MAPPINGS.get(usize::from(kind)) {
-                Some(mapping) => *mapping,
-                None if pooled => None,
-                None => return Err(Bad("a mapping is of no known kind")),
+            let (mapping, counting) = match (MAPPINGS.get(usize::from(kind)), kind) {
+                (Some(mapping), _) => (*mapping, Counting::Blocks),
+                (None, POOLED) => (None, Counting::Pools),
+                (None, ALLOCATED_ONLY) => (None, Counting::Allocations),
+                (None, _) => return Err(Bad("a mapping is of no known kind")),
             };
             let stack = read_hash(&mut input)?;
             let id = SiteId {
@@ -136,7 +125,7 @@ impl Sites {
                 domain,
                 stack,
                 mapping,
-                pooled,
+                counting,
             };
             if !self.add(id) {
                 return Err(Bad("a site is told of twice"));
@@ -230,35 +219,6 @@ impl Sites {
         })
     }
 
-    /// Like [`Sites::write_totals`], for the pools of small Python objects.
-    pub fn write_pools<'a>(&mut self, pools: impl Iterator<Item = (&'a SiteId, u64)>, out: &mut Vec<u8>) {
-        let numbered = pools.filter_map(|(id, pools)| Some((*self.numbers.get(id)?, pools)));
-        let mut numbered: Vec<(u32, u64)> = numbered.collect();
-        numbered.sort_unstable();
-        let mut columns: [Vec<u8>; 2] = Default::default();
-        let mut next = 0;
-        for (number, now) in numbered {
-            if let Some(Some(known)) = self.known.get_mut(number as usize)
-                && known.pools != now
-            {
-                put(&mut columns[0], u64::from(number - next));
-                next = number + 1;
-                put_difference(&mut columns[1], now, known.pools);
-                known.pools = now;
-            }
-        }
-        put_columns(&columns, out);
-    }
-
-    pub fn read_pools(&mut self, bytes: &[u8]) -> Result<(), Bad> {
-        self.read::<2>(bytes, POOLS, |columns, known| {
-            let now = columns[1].difference(known.pools)?;
-            let grown = i128::from(now) - i128::from(known.pools);
-            known.pools = now;
-            Ok(grown)
-        })
-    }
-
     /// One site after the other, of which the first column holds the gaps between their numbers. `read_one` tells
     /// how much larger its numbers became.
     fn read<const N: usize>(
@@ -290,18 +250,14 @@ impl Sites {
         Ok(())
     }
 
-    /// Hands out what was read since the last time.
-    pub fn settle(&mut self, mut take: impl FnMut(Settled<'_>)) {
+    /// Hands out what was read since the last time: the totals and the ages as they are now.
+    pub fn settle(&mut self, mut take: impl FnMut(&SiteId, Option<&SiteTotals>, Option<&SiteAges>)) {
         for number in self.unsettled.drain(..) {
             // None: it was let go meanwhile.
             if let Some(Some(known)) = self.known.get_mut(number as usize) {
-                let was_read = |what| known.unsettled & what != 0;
-                take(Settled {
-                    id: &known.id,
-                    totals: was_read(TOTALS).then_some(&known.totals),
-                    ages: was_read(AGED).then_some(&known.ages),
-                    pools: was_read(POOLS).then_some(known.pools),
-                });
+                let totals = (known.unsettled & TOTALS != 0).then_some(&known.totals);
+                let ages = (known.unsettled & AGED != 0).then_some(&known.ages);
+                take(&known.id, totals, ages);
                 known.unsettled = 0;
             }
         }
@@ -319,7 +275,7 @@ fn weighed(
 }
 
 fn weight(known: &Known) -> i128 {
-    totals_weight(&known.totals) + ages_weight(&known.ages) + i128::from(known.pools)
+    totals_weight(&known.totals) + ages_weight(&known.ages)
 }
 
 fn totals_weight(totals: &SiteTotals) -> i128 {
@@ -415,7 +371,7 @@ mod tests {
         #[test]
         fn any_totals_come_back(ticks in prop::collection::vec(prop::collection::vec((0..6_u64, totals()), 0..5), 1..5)) {
             let (mut writer, mut reader) = (Sites::default(), Sites::default());
-            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, pooled: stack % 2 == 1 };
+            let id = |stack| SiteId { instance: 1, domain: Domain::Native, stack, mapping: None, counting: [Counting::Blocks, Counting::Pools, Counting::Allocations][stack as usize % 3] };
             let mut known: HashMap<SiteId, SiteTotals> = HashMap::new();
             for tick in ticks {
                 let now: HashMap<SiteId, SiteTotals> = tick.into_iter().map(|(stack, totals)| (id(stack), totals)).collect();
@@ -428,7 +384,7 @@ mod tests {
                     prop_assert_eq!(reader.read_totals(&bytes), Ok(()));
                 }
                 let mut changed = Vec::new();
-                reader.settle(|site| changed.extend(site.totals.map(|totals| (*site.id, *totals))));
+                reader.settle(|id, totals, _| changed.extend(totals.map(|totals| (*id, *totals))));
                 let expected = now.iter().filter(|(id, totals)| known.get(id).copied().unwrap_or(SiteTotals::ZERO) != **totals);
                 prop_assert_eq!(changed.len(), expected.count());
                 for (id, totals) in changed {

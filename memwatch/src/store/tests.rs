@@ -12,7 +12,7 @@ use memwatch_common::{Domain, Event, EventKind, ProcessState};
 use self::synthetic::{Service, meta, names};
 use super::writer::Writer;
 use super::{Bounds, Ending, Header, Recording, StoreError};
-use crate::collect::sample::{LiveScan, PoolTotals, Sample, SiteAges};
+use crate::collect::sample::{LiveScan, Sample, SiteAges};
 use crate::model::assemble::{self, Meta};
 use crate::model::group::QueryError;
 use crate::model::health::Notice;
@@ -430,41 +430,6 @@ fn ticks_that_were_passed_over_make_no_difference() {
     }
     recording.on_the_way(100, 149).unwrap();
     assert_eq!(shown(&mut recording, 110), expected[110]);
-}
-
-/// Small Python objects: with the number of their pools the interval of the estimate is that of the live view.
-#[test]
-fn estimates_are_as_wide_as_they_were() {
-    let mut model = Model::new();
-    let mut writer = Writer::new(Vec::new(), header(100 * SECOND)).unwrap();
-    let mut table = names();
-    let mut expected = Vec::new();
-    for (tick, pools) in [(0, 40), (1, 40), (2, 90)] {
-        let (key, totals) = (key(1, Domain::PythonObject, 10), blocks(64, 1000 + tick, 0));
-        let mut next = sample(tick).alive(100, 1);
-        next.pools = vec![PoolTotals { key, totals, pools }];
-        model.apply(next);
-        describe(&mut model, tick);
-        writer.tick(&model, &mut table, &meta()).unwrap();
-        expected.push(live_report(&model, &Query::default(), &mut table, &meta()));
-    }
-    let mut recording = read(writer.into_inner()).unwrap();
-    for (index, expected) in expected.iter().enumerate() {
-        let report = recording
-            .at(index)
-            .unwrap()
-            .report(&Query::default(), Kind::Top, None)
-            .unwrap();
-        let interval = |report: &Report| {
-            let row = &report.rows[0];
-            (row.estimated_bytes, row.inuse_low_bytes, row.inuse_high_bytes)
-        };
-        assert_eq!(interval(&report), interval(expected), "{index}");
-    }
-    assert_ne!(
-        expected[1].rows[0].inuse_high_bytes,
-        expected[2].rows[0].inuse_high_bytes
-    );
 }
 
 #[test]

@@ -142,11 +142,6 @@ impl<W: Write> Writer<W> {
         let sites = model.sites().map(|(id, site)| (id, &site.totals));
         self.sites.write_totals(sites, &mut section);
         Section::Totals.put(raw, &section);
-        section.clear();
-        let pooled = model.sites().filter(|(id, _)| id.pooled);
-        self.sites
-            .write_pools(pooled.map(|(id, site)| (id, site.pools)), &mut section);
-        Section::Pools.put(raw, &section);
     }
 
     /// When the live blocks that were written were gone through.

@@ -233,6 +233,7 @@ pub fn report(tick: u64) -> Report {
                 self_cpu_percent: Some(0.8),
                 self_rss_bytes: Some(41 * MIB),
                 kernel_map_bytes: Some(64 * MIB),
+                predicted: None,
             },
             limits: BTreeMap::from([
                 (

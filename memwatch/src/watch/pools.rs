@@ -31,7 +31,7 @@ const SHARE_OF_TIME: u32 = 10;
 
 pub struct Pools {
     map: OwnedFd,
-    mode: PythonMode,
+    pub mode: PythonMode,
     processes: HashMap<u32, PoolSites>,
     /// When the pools were last read, and what that took.
     read: Option<(Instant, Duration)>,
@@ -147,12 +147,15 @@ impl Pools {
                 continue;
             };
             let opened = opened.get(instance).unwrap_or(&none);
-            let changed = sites.update(pools, opened);
-            sample.pools.extend(changed.map(|(stack, site)| PoolTotals {
-                key: site_key(*instance, stack),
-                totals: site.totals,
-                pools: site.pools,
-            }));
+            let changed: Vec<_> = sites.update(pools, opened).collect();
+            sample
+                .pools
+                .extend(changed.into_iter().map(|(stack, site)| PoolTotals {
+                    key: site_key(*instance, stack),
+                    totals: site.totals,
+                    classes: sites.classes(stack),
+                }));
+            sample.pool_classes.push((*instance, sites.uses()));
             let gone = |address: &u64, pool: &OpenedPool| pool.born_ns < began_ns && !sites.holds(*address);
             let gone: Vec<LiveKey> = opened
                 .iter()

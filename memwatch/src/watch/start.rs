@@ -3,17 +3,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ffi::OsString,
+    io::Write as _,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use memwatch_common::process::PROCESS_FOLLOW;
+use memwatch_common::{counter::Effect, process::PROCESS_FOLLOW};
 
 use super::{
     Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pools::Pools, pythons::Pythons,
 };
 use crate::{
-    cli::error::{ExitCode, Failure},
+    cli::{
+        error::{ExitCode, Failure},
+        resolve::Verbosity,
+    },
     collect::{collector::Collector, stacks::KernelStacks},
     model::{query::UnknownName, state::Model},
     probe::{
@@ -84,6 +88,16 @@ pub enum PythonMode {
     Off,
 }
 
+impl PythonMode {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pools => "pools",
+            Self::Exact => "exact",
+            Self::Off => "off",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub subject: Subject,
@@ -93,10 +107,36 @@ pub struct Settings {
     pub scope: ScopeChoice,
     pub method: Method,
     pub python: PythonMode,
+    /// With [`PythonMode::Exact`]: whatever it costs the target.
+    pub force: bool,
 }
 
-/// Puts a watch in place. `progress` is told each step.
-pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watch> {
+/// What is told while a watch is put in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told<'a> {
+    /// For those who want to know.
+    Step(&'a str),
+    /// For everybody.
+    Warning(&'a str),
+}
+
+impl Told<'_> {
+    /// On stderr, as far as the user wants.
+    pub fn say(self, verbosity: Verbosity) {
+        let (text, wanted) = match self {
+            Self::Step(text) => (text, verbosity >= Verbosity::Verbose),
+            Self::Warning(text) => (text, verbosity > Verbosity::Quiet),
+        };
+        if wanted {
+            // Nobody reads it: no reason not to watch.
+            let _ = writeln!(std::io::stderr(), "memwatch: {text}");
+        }
+    }
+}
+
+/// Puts a watch in place. `told` gets each step.
+pub fn start(settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<Watch> {
+    let progress = &mut |step: &str| told(Told::Step(step));
     let proc = ProcRoot::default();
     let before = neighbours::Reading::take(&proc);
     let (pids, held) = subject(&settings.subject)?;
@@ -137,6 +177,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         scope_is_automatic: settings.scope == ScopeChoice::Auto,
         python: settings.python != PythonMode::Off,
         meta: meta(settings),
+        predicted: None,
         since: jiff::Timestamp::now(),
         since_ns: clock::monotonic_ns(),
         tick: 0,
@@ -147,7 +188,7 @@ pub fn start(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Result<Watc
         scanned: None,
         kernel,
     };
-    watch.put_in_place(settings, &pids, held.as_ref(), &before, progress)?;
+    watch.put_in_place(settings, &pids, held.as_ref(), &before, told)?;
     if let Some(held) = held {
         held.release()?;
     }
@@ -226,8 +267,9 @@ impl Watch {
         pids: &[u32],
         held: Option<&HeldCommand>,
         before: &neighbours::Reading,
-        progress: &mut dyn FnMut(&str),
+        told: &mut dyn FnMut(Told<'_>),
     ) -> Result<()> {
+        let progress = &mut |step: &str| told(Told::Step(step));
         let flags = if settings.follow { PROCESS_FOLLOW } else { 0 };
         for pid in pids {
             let instance = self.kernel.watch(*pid, flags)?;
@@ -252,11 +294,56 @@ impl Watch {
             }
         } else {
             self.attach_all(settings, pids, progress)?;
+            if settings.python == PythonMode::Exact {
+                self.decide_on_exact(settings, told)?;
+            }
         }
         // From here on nothing is missed.
         self.since = jiff::Timestamp::now();
         self.since_ns = clock::monotonic_ns();
         self.kernel.set_gate(true)
+    }
+
+    /// Each block of CPython can cost a busy program more than it has: it is told before, and pools are watched instead
+    /// where it would be too much, unless the user says so.
+    fn decide_on_exact(&mut self, settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<()> {
+        told(Told::Step("counting how often Python allocates"));
+        let Some(mut predicted) = self.try_out()? else {
+            return Ok(());
+        };
+        predicted.in_force |= settings.force;
+        self.predicted = Some(predicted);
+        if predicted.in_force {
+            told(Told::Warning(&format!(
+                "watching each block of Python will cost the target {predicted}"
+            )));
+            return Ok(());
+        }
+        let why = format!(
+            "watching each block of Python would cost the target {predicted}; small objects are estimated from pools instead (--force watches each block all the same)"
+        );
+        told(Told::Warning(&why));
+        self.notice(why, Effect::Stacks);
+        self.meta.python = Some(PythonMode::Pools.name());
+        self.attacher.give_up_python();
+        for (pid, instance) in self.alive.clone() {
+            // One that ends just now need not be probed.
+            let _ = self.attacher.process(&self.kernel, pid);
+            self.watch_pools(instance);
+        }
+        Ok(())
+    }
+
+    /// The pools of a process whose interpreter is known already.
+    fn watch_pools(&mut self, instance: u32) {
+        self.pools.mode = PythonMode::Pools;
+        let why_not = match self.symbolizer.python().process(instance) {
+            Some((interpreter, memory)) => self.pools.add(instance, interpreter, memory),
+            None => None,
+        };
+        if let Some(why) = why_not {
+            self.no_pools(why);
+        }
     }
 
     fn attach_all(

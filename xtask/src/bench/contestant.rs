@@ -92,6 +92,41 @@ pub fn all(memwatch: &Path) -> Vec<Contestant> {
 }
 
 impl Contestant {
+    pub fn plain(about: &'static str) -> Self {
+        Self {
+            name: "plain",
+            command: Vec::new(),
+            ready: "",
+            seen: None,
+            required: true,
+            about,
+        }
+    }
+
+    /// memwatch, in one of its ways.
+    pub fn ours(name: &'static str, command: Vec<String>, about: &'static str) -> Self {
+        Self {
+            name,
+            command,
+            ready: "\"tick\":0",
+            seen: None,
+            required: true,
+            about,
+        }
+    }
+
+    /// Another tool.
+    pub fn other(name: &'static str, command: Vec<String>, ready: &'static str, about: &'static str) -> Self {
+        Self {
+            name,
+            command,
+            ready,
+            seen: None,
+            required: false,
+            about,
+        }
+    }
+
     pub fn is_plain(&self) -> bool {
         self.command.is_empty()
     }

@@ -7,6 +7,7 @@ mod machine;
 mod own;
 mod pairs;
 mod peers;
+mod python;
 mod stats;
 mod table;
 mod walk;
@@ -47,6 +48,12 @@ pub struct Options {
     /// Do not measure what walking the stack costs
     #[arg(long)]
     skip_walk: bool,
+    /// Measure the ways of watching Python instead; prints tables only
+    #[arg(long)]
+    python: bool,
+    /// This memwatch, instead of a release build made now; only for --python
+    #[arg(long, value_name = "FILE", requires = "python")]
+    binary: Option<std::path::PathBuf>,
     /// Print the table, leave docs/overhead.md alone
     #[arg(long)]
     no_write: bool,
@@ -75,6 +82,15 @@ pub fn run(options: &Options) -> Result<()> {
         bench: true,
     })?;
     let memwatch = shell::memwatch()?;
+    if options.python {
+        let memwatch = match &options.binary {
+            Some(binary) => binary.clone(),
+            None => shell::build_memwatch()?,
+        };
+        let tables = python::run(options, &memwatch)?;
+        println!("{tables}{}", python::legend(&memwatch));
+        return Ok(());
+    }
     let mut contestants = contestant::all(&memwatch);
     contestants.retain(|contestant| options.wants(contestant));
     if contestants.iter().any(Contestant::is_ours) || !options.skip_own || !options.skip_walk {

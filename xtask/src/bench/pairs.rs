@@ -95,12 +95,16 @@ impl Pairs {
     }
 
     fn start_with(program: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args(arguments)
+        Self::start_command(Command::new(program).args(arguments))
+    }
+
+    /// Any program that says the same.
+    pub fn start_command(command: &mut Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
+            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
         let stdout = child.stdout.take().context("the watched program has no stdout")?;
         let pairs = Self {
             child,

@@ -141,7 +141,7 @@ fn counted(count: u32, what: &str) -> String {
 }
 
 /// One decimal below a hundred; groups of three digits above.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     if value.abs() < 100.0 {
         return format!("{value:.1}");
     }

@@ -102,6 +102,7 @@ fn file(name: &'static str, command: Command, arguments: WatchArgs) -> Result<Re
         target: None,
         follow: false,
         python: PythonMode::default(),
+        force: false,
         interval: DEFAULT_INTERVAL,
         duration: None,
         ticks: None,

@@ -178,6 +178,7 @@ fn resolved(name: &'static str, arguments: WatchArgs, source: &SourceSpec) -> Re
         command: Command::Top,
         follow,
         python,
+        force: arguments.other.force,
         interval,
         duration,
         ticks,

@@ -29,6 +29,7 @@ fn a_bare_target_is_top_with_every_default() {
             scope: ScopeChoice::Auto,
             method: Method::Session,
             python: PythonMode::Pools,
+            force: false,
             interval: Duration::from_secs(1),
             duration: None,
             ticks: None,

@@ -8,7 +8,7 @@ use super::{TextOptions, process_name};
 use crate::export::name;
 use crate::export::style::{Role, Style};
 use crate::format;
-use crate::model::report::{Kind, Overhead, ProbeNote, Process, Report};
+use crate::model::report::{InlinedNote, Kind, Overhead, ProbeNote, Process, Report};
 
 /// Further processes and probes are only counted.
 const MOST_NAMED: usize = 4;
@@ -132,7 +132,13 @@ fn mode(report: &Report, options: &TextOptions) -> String {
             options.bytes.size(bytes)
         ),
     };
-    if !asked.estimated.is_empty() {
+    if !asked.allocated_only.is_empty() {
+        let (found, probed) = inlined(report);
+        let _ = write!(
+            text,
+            "; small Python objects are counted when allocated ({probed} of {found} inlined places), in use (~) by pymalloc's pools"
+        );
+    } else if !asked.estimated.is_empty() {
         text.push_str("; small Python objects (~) are estimated from pymalloc's pools");
         if let Some(seconds) = asked.estimated_age_seconds.filter(|seconds| *seconds >= 1.0) {
             let _ = write!(text, ", as they were {seconds:.0} s before");
@@ -159,6 +165,13 @@ fn mode(report: &Report, options: &TextOptions) -> String {
         let _ = write!(text, ", in use for at least {}", format::seconds(age));
     }
     text
+}
+
+/// Places where CPython's allocator was put into its callers: found and probed.
+fn inlined(report: &Report) -> (u64, u64) {
+    let notes = &report.health.probes.inlined;
+    let sum = |of: fn(&InlinedNote) -> u64| notes.iter().map(of).sum();
+    (sum(|note| note.found), sum(|note| note.probed))
 }
 
 fn probes(report: &Report) -> String {
@@ -227,6 +240,9 @@ fn overhead(overhead: &Overhead, options: &TextOptions) -> String {
         (Some(cpu), None) => parts.push(format!("memwatch {cpu:.1}% of a core")),
         (None, Some(rss)) => parts.push(format!("memwatch {}", size(rss))),
         (None, None) => {}
+    }
+    if let Some(predicted) = overhead.predicted.filter(|predicted| predicted.in_force) {
+        parts.push(format!("predicted {:.1}% for Python", predicted.percent));
     }
     if let Some(bytes) = overhead.kernel_map_bytes {
         parts.push(format!("kernel maps {}", size(bytes)));

@@ -136,18 +136,9 @@ impl Model {
     }
 
     /// What became of a site at the tick that was restored last.
-    pub fn restore_site(
-        &mut self,
-        id: &SiteId,
-        totals: Option<&SiteTotals>,
-        ages: Option<&SiteAges>,
-        pools: Option<u64>,
-    ) {
+    pub fn restore_site(&mut self, id: &SiteId, totals: Option<&SiteTotals>, ages: Option<&SiteAges>) {
         if let Some(totals) = totals {
             self.update(*id, totals);
-        }
-        if let (Some(pools), Some(site)) = (pools, self.sites.get_mut(id)) {
-            site.pools = pools;
         }
         let Some(ages) = ages else { return };
         if id.mapping.is_some() {
@@ -209,7 +200,7 @@ impl Model {
             before: Counts::default(),
             changed_in: samples,
             history: super::History::default(),
-            pools: 0,
+            classes: Vec::new(),
         });
     }
 

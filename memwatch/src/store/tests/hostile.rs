@@ -117,7 +117,7 @@ fn what_is_no_recording_and_what_is_newer_is_told() {
     );
 }
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: [Section; 15] = [
     Section::Header,
     Section::Tick,
     Section::Strings,
@@ -133,7 +133,6 @@ const SECTIONS: [Section; 16] = [
     Section::Counters,
     Section::Totals,
     Section::Ages,
-    Section::Pools,
 ];
 
 /// Good frames with anything in them, so that what lies behind the checksums is reached.

@@ -90,6 +90,9 @@ fn memory(report: &Report, width: usize, with_course: bool, state: &State) -> Li
 fn health(report: &Report, width: usize, with_reason: bool, state: &State) -> Line<'static> {
     let theme = state.theme;
     let mode = match report.options.sample_bytes {
+        0 if !report.options.allocated_only.is_empty() => {
+            "every block, small Python objects when allocated, in use (~) by pools".to_owned()
+        }
         0 if !report.options.estimated.is_empty() => {
             "every block, small Python objects (~) by pools".to_owned()
         }
@@ -157,6 +160,12 @@ fn overhead(report: &Report, width: usize, state: &State) -> Line<'static> {
     let mut cost = Piece::plain(9, " cost", format!("{hits} hits/s"), theme);
     if let Some(share) = overhead.target_percent {
         cost = cost.then(format!(", {} CPU", percent(share)), Style::new());
+    }
+    if let Some(predicted) = overhead.predicted.filter(|predicted| predicted.in_force) {
+        cost = cost.then(
+            format!(" (predicted {})", percent(predicted.percent)),
+            Style::new(),
+        );
     }
     let own = [
         overhead
