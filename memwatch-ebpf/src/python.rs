@@ -285,7 +285,7 @@ fn keep(walk: &Walk, instance: u32, parent: u32) -> u64 {
         return hash;
     }
     if PYTHON_STACKS.insert(&hash, &walk.stack, 0).is_ok() {
-        tell_codes(instance, parent);
+        tell_codes(instance, parent, walk.stack.count);
         return hash;
     }
     count(Counter::PythonStacksFull);
@@ -293,64 +293,58 @@ fn keep(walk: &Walk, instance: u32, parent: u32) -> u64 {
 }
 
 /// Keeps what the code objects of a new stack hold, unless that was done before.
+#[inline(always)]
+fn tell_codes(instance: u32, parent: u32, count: u32) {
+    for n in 0..MAX_PYTHON_FRAMES as u32 {
+        if n >= count {
+            break;
+        }
+        tell_code(instance, parent, n);
+    }
+}
+
+/// That of the thread's walk's frame `n`. What cannot be read now is left to user space.
+///
+/// A global function, verified once: see `unwind`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn tell_codes(instance: u32, parent: u32) -> u32 {
+extern "C" fn tell_code(instance: u32, parent: u32, n: u32) -> u32 {
     let (Some(process), Some(walk)) = (process(instance, parent), WALKS.of_this_thread()) else {
         return 0;
     };
-    for n in 0..MAX_PYTHON_FRAMES {
-        if n as u32 >= walk.stack.count {
-            break;
-        }
-        let frame = &walk.stack.frames[n];
-        if frame.kind == u32::from(FRAME_SHIM) {
-            continue;
-        }
-        let key = CodeKey {
-            code: frame.code,
-            instance,
-            fingerprint: frame.fingerprint,
-        };
-        if PYTHON_CODES_TOLD.get_ptr(&key).is_none() {
-            tell_code(&process.layout, &mut walk.copy, &key);
-        }
+    // SAFETY: the mask keeps the place inside the walk.
+    let frame = unsafe { *walk.stack.frames.as_ptr().add(mask::<127>(u64::from(n))) };
+    let key = CodeKey {
+        code: frame.code,
+        instance,
+        fingerprint: frame.fingerprint,
+    };
+    if frame.kind == u32::from(FRAME_SHIM) || PYTHON_CODES_TOLD.get_ptr(&key).is_some() {
+        return 0;
     }
+    let (layout, copy) = (&process.layout, &mut walk.copy);
+    let pointer = |offset: u16| word(key.code + u64::from(offset)).unwrap_or(0);
+    copy.object_bytes = beginning(&mut copy.object, key.code);
+    copy.file_bytes = beginning(&mut copy.file, pointer(layout.code_file_name));
+    copy.name_bytes = beginning(&mut copy.name, pointer(layout.code_name));
+    copy.table_bytes = beginning(&mut copy.table, pointer(layout.code_line_table));
+    if PYTHON_CODES.insert(&key, copy, 0).is_err() {
+        count(Counter::PythonCodesFull);
+        return 0;
+    }
+    // Where this fails the object is only told again.
+    let _ = PYTHON_CODES_TOLD.insert(&key, &1, 0);
     1
 }
 
-/// What cannot be read now is left to user space.
-#[inline(always)]
-fn tell_code(layout: &PythonLayout, copy: &mut CodeCopy, key: &CodeKey) {
-    let pointer = |offset: u16| word(key.code + u64::from(offset)).unwrap_or(0);
-    let (file, name, table) = (
-        pointer(layout.code_file_name),
-        pointer(layout.code_name),
-        pointer(layout.code_line_table),
-    );
-    copy.object_bytes = beginning(&mut copy.object, key.code);
-    copy.file_bytes = beginning(&mut copy.file, file);
-    copy.name_bytes = beginning(&mut copy.name, name);
-    copy.table_bytes = beginning(&mut copy.table, table);
-    if PYTHON_CODES.insert(key, copy, 0).is_err() {
-        count(Counter::PythonCodesFull);
-        return;
-    }
-    // Where this fails the object is only told again.
-    let _ = PYTHON_CODES_TOLD.insert(key, &1, 0);
-}
-
-/// As much of what is at `from` as there is, by halves: it may lie at the end of what is mapped.
+/// What is at `from`; less of it where that lies at the end of what is mapped.
 #[inline(always)]
 fn beginning<const N: usize>(to: &mut [u8; N], from: u64) -> u32 {
-    const TRIES: usize = 5;
-    let mut bytes = N as u32;
-    for _ in 0..TRIES {
+    for bytes in [N as u32, N as u32 / 4] {
         // SAFETY: at most as many bytes as there is room for; the helper checks the address.
         if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), bytes, from as *const _) } == 0 {
             return bytes;
         }
-        bytes /= 2;
     }
     0
 }
