@@ -337,14 +337,21 @@ extern "C" fn tell_code(instance: u32, parent: u32, n: u32) -> u32 {
     1
 }
 
-/// What is at `from`; less of it where that lies at the end of what is mapped.
+/// What is at `from`, or what of it is on its page: the next may not be there yet, and then nothing goes on into it.
 #[inline(always)]
 fn beginning<const N: usize>(to: &mut [u8; N], from: u64) -> u32 {
-    for bytes in [N as u32, N as u32 / 4] {
-        // SAFETY: at most as many bytes as there is room for; the helper checks the address.
-        if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), bytes, from as *const _) } == 0 {
-            return bytes;
-        }
+    const PAGE: u64 = 4096;
+    let rest = (PAGE - (from & (PAGE - 1))) as u32;
+    // SAFETY: as many bytes as there is room for; the helper checks the address.
+    if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), N as u32, from as *const _) } == 0 {
+        return N as u32;
+    }
+    if rest >= N as u32 {
+        return 0;
+    }
+    // SAFETY: fewer bytes than there is room for; the helper checks the address.
+    if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), rest, from as *const _) } == 0 {
+        return rest;
     }
     0
 }
