@@ -296,7 +296,7 @@ fn keep(walk: &Walk, instance: u32, parent: u32) -> u64 {
         return hash;
     }
     if PYTHON_STACKS.insert(&hash, &walk.stack, 0).is_ok() {
-        tell_codes(instance, parent);
+        tell_codes(instance, parent, walk.stack.count);
         return hash;
     }
     count(Counter::PythonStacksFull);
@@ -304,59 +304,41 @@ fn keep(walk: &Walk, instance: u32, parent: u32) -> u64 {
 }
 
 /// Keeps what the code objects of a new stack hold, unless that was done before.
+#[inline(always)]
+fn tell_codes(instance: u32, parent: u32, count: u32) {
+    for n in 0..MAX_PYTHON_FRAMES as u32 {
+        if n >= count {
+            break;
+        }
+        tell_code(instance, parent, n);
+    }
+}
+
+/// That of the thread's walk's frame `n`. What cannot be read now is left to user space.
+///
+/// A global function, verified once: see `unwind`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn tell_codes(instance: u32, parent: u32) -> u32 {
+extern "C" fn tell_code(instance: u32, parent: u32, n: u32) -> u32 {
     let (Some(process), Some(walk)) = (process(instance, parent), WALKS.of_this_thread()) else {
         return 0;
     };
-    for n in 0..MAX_PYTHON_FRAMES {
-        if n as u32 >= walk.stack.count {
-            break;
-        }
-        let frame = &walk.stack.frames[n];
-        if frame.kind == u32::from(FRAME_SHIM) {
-            continue;
-        }
-        let key = CodeKey {
-            code: frame.code,
-            instance,
-            fingerprint: frame.fingerprint,
-        };
-        if PYTHON_CODES_TOLD.get_ptr(&key).is_none() {
-            tell_code(process, walk, n as u32, instance);
-        }
-    }
-    1
-}
-
-/// The code of the `n`th frame. What cannot be read now is left to user space. A global function, as [`python_step`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn tell_code(process: *const PythonProcess, walk: *mut Walk, n: u32, instance: u32) -> u32 {
-    // SAFETY: each is null or what the caller has: a live map value, this thread's walk.
-    let (Some(process), Some(walk)) = (unsafe { process.as_ref() }, unsafe { walk.as_mut() }) else {
-        return 0;
-    };
-    let layout = &process.layout;
-    // SAFETY: by the mask at most one beyond the last frame, which is still inside the walk.
-    let frame = unsafe { &*walk.stack.frames.as_ptr().add(mask::<127>(u64::from(n))) };
+    // SAFETY: the mask keeps the place inside the walk.
+    let frame = unsafe { *walk.stack.frames.as_ptr().add(mask::<127>(u64::from(n))) };
     let key = CodeKey {
         code: frame.code,
         instance,
         fingerprint: frame.fingerprint,
     };
-    let copy = &mut walk.copy;
+    if frame.kind == u32::from(FRAME_SHIM) || PYTHON_CODES_TOLD.get_ptr(&key).is_some() {
+        return 0;
+    }
+    let (layout, copy) = (&process.layout, &mut walk.copy);
     let pointer = |offset: u16| word(key.code + u64::from(offset)).unwrap_or(0);
-    let (file, name, table) = (
-        pointer(layout.code_file_name),
-        pointer(layout.code_name),
-        pointer(layout.code_line_table),
-    );
     copy.object_bytes = beginning(&mut copy.object, key.code);
-    copy.file_bytes = beginning(&mut copy.file, file);
-    copy.name_bytes = beginning(&mut copy.name, name);
-    copy.table_bytes = beginning(&mut copy.table, table);
+    copy.file_bytes = beginning(&mut copy.file, pointer(layout.code_file_name));
+    copy.name_bytes = beginning(&mut copy.name, pointer(layout.code_name));
+    copy.table_bytes = beginning(&mut copy.table, pointer(layout.code_line_table));
     if PYTHON_CODES.insert(&key, copy, 0).is_err() {
         count(Counter::PythonCodesFull);
         return 0;
@@ -366,17 +348,21 @@ extern "C" fn tell_code(process: *const PythonProcess, walk: *mut Walk, n: u32, 
     1
 }
 
-/// As much of what is at `from` as there is, by halves: it may lie at the end of what is mapped.
+/// What is at `from`, or what of it is on its page: the next may not be there yet, and then nothing goes on into it.
 #[inline(always)]
 fn beginning<const N: usize>(to: &mut [u8; N], from: u64) -> u32 {
-    const TRIES: usize = 5;
-    let mut bytes = N as u32;
-    for _ in 0..TRIES {
-        // SAFETY: at most as many bytes as there is room for; the helper checks the address.
-        if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), bytes, from as *const _) } == 0 {
-            return bytes;
-        }
-        bytes /= 2;
+    const PAGE: u64 = 4096;
+    let rest = (PAGE - (from & (PAGE - 1))) as u32;
+    // SAFETY: as many bytes as there is room for; the helper checks the address.
+    if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), N as u32, from as *const _) } == 0 {
+        return N as u32;
+    }
+    if rest >= N as u32 {
+        return 0;
+    }
+    // SAFETY: fewer bytes than there is room for; the helper checks the address.
+    if unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), rest, from as *const _) } == 0 {
+        return rest;
     }
     0
 }

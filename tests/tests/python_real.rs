@@ -9,7 +9,7 @@ use memwatch_tests::{Memwatch, Target, need};
 /// `MEMWATCH_TEST_ROUNDS` asks for more.
 fn rounds() -> usize {
     let asked = std::env::var("MEMWATCH_TEST_ROUNDS").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(8)
+    asked.and_then(|text| text.parse().ok()).unwrap_or(6)
 }
 
 /// Modules of CPython's own test suite go on to succeed while memwatch attaches and detaches, each time in another way,
