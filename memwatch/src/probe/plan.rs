@@ -183,7 +183,8 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
     inherit_needs(symbols, &forwards, &mut plan.points);
     let blocks = !plan.points.is_empty();
     if let Some(python) = &python {
-        plan.points.extend(pool_points(symbols, bytes, python, *abilities));
+        plan.points
+            .extend(pool_points(symbols, bytes, python, *abilities));
     }
     if let Some(python) = inlined.filter(|_| abilities.python) {
         let (points, note) = small::points(symbols, bytes, python, *abilities);
@@ -299,12 +300,7 @@ fn python_file(
 }
 
 /// Where CPython takes a pool for small objects into use.
-fn pool_points(
-    symbols: &ModuleSymbols,
-    bytes: &[u8],
-    file: &PythonFile,
-    abilities: Abilities,
-) -> Vec<Point> {
+fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abilities: Abilities) -> Vec<Point> {
     if !abilities.pools || abilities.python && !file.allocator.is_inlined() {
         return Vec::new();
     }

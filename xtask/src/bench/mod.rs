@@ -42,12 +42,9 @@ pub struct Options {
     /// Only these contestants (by name; `plain` is always there)
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Do not measure what memwatch itself takes
-    #[arg(long)]
-    skip_own: bool,
-    /// Do not measure what walking the stack costs
-    #[arg(long)]
-    skip_walk: bool,
+    /// Parts that are not measured
+    #[arg(long, value_enum, value_delimiter = ',')]
+    skip: Vec<Part>,
     /// Measure the ways of watching Python instead; prints tables only
     #[arg(long)]
     python: bool,
@@ -59,7 +56,20 @@ pub struct Options {
     no_write: bool,
 }
 
+/// What is measured beside the contestants.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// What memwatch itself takes
+    Own,
+    /// What walking the stack costs
+    Walk,
+}
+
 impl Options {
+    fn skips(&self, part: Part) -> bool {
+        self.skip.contains(&part)
+    }
+
     fn duration(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
     }
@@ -93,7 +103,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut contestants = contestant::all(&memwatch);
     contestants.retain(|contestant| options.wants(contestant));
-    if contestants.iter().any(Contestant::is_ours) || !options.skip_own || !options.skip_walk {
+    if contestants.iter().any(Contestant::is_ours) || !options.skips(Part::Own) || !options.skips(Part::Walk)
+    {
         shell::build_memwatch()?;
     }
     let program = pairs::compile(pairs::Frames::WithPointers)?;
@@ -102,12 +113,12 @@ pub fn run(options: &Options) -> Result<()> {
     for &threads in &options.threads {
         blocks.push(measure_block(options, &program, &contestants, threads)?);
     }
-    let own = if options.skip_own {
+    let own = if options.skips(Part::Own) {
         None
     } else {
         Some(Own::measure(&memwatch, &program))
     };
-    let walk = if options.skip_walk {
+    let walk = if options.skips(Part::Walk) {
         String::new()
     } else {
         Walk::measure(&memwatch, options.rounds, options.duration())?.markdown()

@@ -110,7 +110,7 @@ impl Learned {
         }
         let mean = (self.mean(bucket) as i64).wrapping_add(error / objects);
         self.means[bucket] = within(bucket, mean);
-        let is_even = error % objects == 0 && unsure.count_ones() == 1;
+        let is_even = error % objects == 0 && unsure.is_power_of_two();
         self.sure = (self.sure & !(1 << bucket)) | u32::from(is_even) << bucket;
     }
 }
