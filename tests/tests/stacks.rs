@@ -17,12 +17,12 @@ use std::process::Command;
 use memwatch::model::report::Report;
 use memwatch_tests::binary::{can_watch, skip, target_directory, workspace};
 use memwatch_tests::server::{self, Server, Session};
-use memwatch_tests::stacks::{Comparison, Seen};
+use memwatch_tests::stacks::{Comparison, GdbStack, Seen};
 use memwatch_tests::{Flavour, Memwatch, Recipe, Target, gdb, need};
 
 const STOPS: u32 = 1000;
 /// Of half a second each.
-const TICKS: usize = 24;
+const TICKS: usize = 40;
 
 /// What holds of a program's stacks in which code without unwind information takes part.
 #[derive(Clone, Copy, PartialEq)]
@@ -34,31 +34,44 @@ enum Code {
     Compiled,
 }
 
+/// Rounds for a program that makes its code itself: the way to a place that it has compiled anew since gdb was there will
+/// never be seen again. The next round finds it settled.
+const ROUNDS: usize = 3;
+
 fn compare(name: &str, pid: u32, code: Code) {
-    let stacks = need!(gdb::stacks(pid, STOPS));
+    let rounds = if code == Code::Compiled { ROUNDS } else { 1 };
+    for round in 1..=rounds {
+        let stacks = need!(gdb::stacks(pid, STOPS));
+        let (comparison, report) = watch_for(&stacks, pid, code);
+        let seen = Seen::of(&report, pid);
+        println!("{name}: {comparison}");
+        println!("{name}: {}", complete(&report, &seen));
+        assert!(
+            seen.whole_objects * 1000 >= seen.objects * 999,
+            "{name}: stacks end early: {}",
+            complete(&report, &seen)
+        );
+        if equal(&comparison, code) * 1000 >= comparison.stops * 999 {
+            return;
+        }
+        assert!(round < rounds, "{name}: stacks differ from gdb's: {comparison}");
+    }
+}
+
+/// Until all of gdb's stacks have been seen, or for so many ticks.
+fn watch_for(stacks: &[GdbStack], pid: u32, code: Code) -> (Comparison, Report) {
     // The interpreter's own frames too, in place of those of Python.
     let mut watch = Memwatch::of_process(pid, &["--python", "off"]);
     let mut report = watch.next_report();
-    let mut comparison = Comparison::new(&stacks, &Seen::of(&report, pid));
+    let mut comparison = Comparison::new(stacks, &Seen::of(&report, pid));
     for _ in 0..TICKS {
         if equal(&comparison, code) == comparison.stops {
             break;
         }
         report = watch.next_report();
-        comparison = Comparison::new(&stacks, &Seen::of(&report, pid));
+        comparison = Comparison::new(stacks, &Seen::of(&report, pid));
     }
-    let seen = Seen::of(&report, pid);
-    println!("{name}: {comparison}");
-    println!("{name}: {}", complete(&report, &seen));
-    assert!(
-        equal(&comparison, code) * 1000 >= comparison.stops * 999,
-        "{name}: stacks differ from gdb's: {comparison}"
-    );
-    assert!(
-        seen.whole_objects * 1000 >= seen.objects * 999,
-        "{name}: stacks end early: {}",
-        complete(&report, &seen)
-    );
+    (comparison, report)
 }
 
 fn equal(comparison: &Comparison, code: Code) -> usize {
