@@ -16,8 +16,9 @@ use std::process::Command;
 
 use memwatch::model::report::Report;
 use memwatch_tests::binary::{can_watch, skip, target_directory, workspace};
+use memwatch_tests::gdb::GdbStack;
 use memwatch_tests::server::{self, Server, Session};
-use memwatch_tests::stacks::{Comparison, GdbStack, Seen};
+use memwatch_tests::stacks::{Comparison, Seen};
 use memwatch_tests::{Flavour, Memwatch, Recipe, Target, gdb, need};
 
 const STOPS: u32 = 1000;
