@@ -7,23 +7,28 @@ pub type ProcessKey = u32;
 /// the other.
 pub const FIRST_KERNEL_INSTANCE: u32 = 1 << 20;
 
-/// Where the state of an instance stands, among so many (a power of two) places for those of either side. A place is
-/// taken as long as its state has an instance number; who gives a number takes one whose place is free.
+/// Where the state of an instance stands, among so many (a power of two, of [`MOST_PLACES`] at most) places for those of
+/// either side. A place is taken as long as its state has an instance number; who gives a number takes one whose place is
+/// free. Scattered: processes that live long often come one after the other, and with their places side by side a
+/// later number would meet them all.
 pub const fn state_place(instance: u32, places: u32) -> u32 {
     let half = if instance < FIRST_KERNEL_INSTANCE {
         0
     } else {
         places
     };
-    half + (instance & places.wrapping_sub(1))
+    half + (instance.wrapping_mul(0x9E37_79B1) >> 12 & places.wrapping_sub(1))
 }
 
-/// Places for the states of either side, when so many processes can be watched.
+const MOST_PLACES: u32 = 1 << 20;
+
+/// Places for the states of either side, when so many processes can be watched: twice as many, as those that have ended
+/// keep theirs until they are read.
 pub const fn state_places(processes: u32) -> u32 {
-    if processes > FIRST_KERNEL_INSTANCE {
-        FIRST_KERNEL_INSTANCE
+    if processes > MOST_PLACES / 2 {
+        MOST_PLACES
     } else {
-        processes.next_power_of_two()
+        processes.next_power_of_two() * 2
     }
 }
 
@@ -113,3 +118,38 @@ impl ProcessState {
 }
 
 const _: () = assert!(size_of::<ProcessState>() == 16 + 8 * 12 + 16 * MAX_ANCESTORS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_always_there() {
+        for processes in [1, 2, 3, 64, 8192, 1 << 19, u32::MAX] {
+            let places = state_places(processes);
+            assert!(places.is_power_of_two() && places <= MOST_PLACES);
+            for instance in [1, 7, FIRST_KERNEL_INSTANCE - 1] {
+                assert!(state_place(instance, places) < places);
+            }
+            for instance in [FIRST_KERNEL_INSTANCE, u32::MAX] {
+                assert!((places..2 * places).contains(&state_place(instance, places)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_of_processes_that_live_long_is_met_here_and_there_only() {
+        let places = state_places(64);
+        let first = FIRST_KERNEL_INSTANCE + 5;
+        let taken: Vec<u32> = (first..first + 60).map(|n| state_place(n, places)).collect();
+        let most_in_a_row = (first + 60..first + 100_000).fold((0_u32, 0_u32), |(row, most), n| {
+            let row = if taken.contains(&state_place(n, places)) {
+                row + 1
+            } else {
+                0
+            };
+            (row, most.max(row))
+        });
+        assert!(most_in_a_row.1 < 64, "{most_in_a_row:?}");
+    }
+}

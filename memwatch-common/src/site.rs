@@ -61,6 +61,9 @@ pub struct SiteKey {
 /// when they went is known. Such a site has nothing freed and nothing in use.
 pub const ALLOCATED_ONLY: u32 = 1 << 8;
 
+/// The domain under which such blocks are counted when there is no room for their site.
+pub const UNKNOWN_SMALL: u32 = Domain::PythonObject as u32 | ALLOCATED_ONLY;
+
 /// What a site did since recording began. Written with atomic additions; only ever grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

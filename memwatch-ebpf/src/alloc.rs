@@ -114,6 +114,7 @@ pub fn begin(
         count(Counter::Abandoned);
         restore_old(state, slot.call(dropped));
     }
+    slot.forget_passed_over(sp);
     slot.last_freed = 0;
     let depth = slot.depth;
     if depth >= MAX_IN_FLIGHT as u32 {

@@ -18,6 +18,17 @@ pub fn sub(target: &mut u64, value: u64) {
     add(target, value.wrapping_neg());
 }
 
+/// `*target = value` if it is 0; whether it was. Linux 5.12.
+#[inline(always)]
+pub fn claim(target: &mut u64, value: u64) -> bool {
+    let mut found = 0_u64;
+    // SAFETY: as in `add`.
+    unsafe {
+        asm!("r0 = cmpxchg_64({p} + 0, r0, {v})", p = in(reg) core::ptr::from_mut(target), v = in(reg) value, inout("r0") found, options(nostack));
+    }
+    found == 0
+}
+
 /// `*target += value`, giving back what was there before. Linux 5.12.
 #[inline(always)]
 pub fn fetch_add(target: &mut u64, value: u64) -> u64 {

@@ -18,19 +18,19 @@ use crate::{
     unwind::read_kernel,
 };
 
-/// Numbers whose places are tried: most are free, unless twice as many processes are watched as may be.
-const TRIES: usize = 16;
+/// Numbers whose places are tried: half of all at least are free, unless very many have ended and were not read yet.
+const TRIES: usize = 64;
 
-/// A number for a new process or program, whose place for its state is free.
+/// A number for a new process or program, whose place for its state was free and is now its own.
 #[inline(always)]
 fn next_instance(config: &Config) -> Option<u32> {
     let next = NEXT_INSTANCE.get_ptr_mut(0)?;
     for _ in 0..TRIES {
         // SAFETY: a live map value, only ever changed by this.
         let instance = atomic::fetch_add(unsafe { &mut *next }, 1) as u32;
-        let state = STATES.get_ptr(state_place(instance, config.state_places))?;
-        // SAFETY: a live map value, one aligned word.
-        if unsafe { (*state).instance } == 0 {
+        let state = STATES.get_ptr_mut(state_place(instance, config.state_places))?;
+        // SAFETY: a live map value; its first aligned word is the instance, and the flags of none.
+        if atomic::claim(unsafe { &mut *state.cast::<u64>() }, u64::from(instance)) {
             return Some(instance);
         }
     }

@@ -103,7 +103,10 @@ fn watched(config: &Config, slot: Option<&Slot>) -> Option<&'static mut ProcessS
 #[inline(always)]
 fn slot_of(state: &ProcessState) -> Option<&'static mut Slot> {
     let slot = slot::current()?;
-    slot.begin(state.instance, bpf_get_current_pid_tgid() as u32);
+    // The kernel may have found it busy a moment ago.
+    if slot.instance != state.instance {
+        slot.begin(state.instance, bpf_get_current_pid_tgid() as u32);
+    }
     Some(slot)
 }
 

@@ -204,6 +204,14 @@ impl Slot {
         self.passed_over_return = return_address;
     }
 
+    /// Another call begins: one that was passed over deeper in the stack has returned.
+    #[inline(always)]
+    pub fn forget_passed_over(&mut self, sp: u64) {
+        if sp >= self.passed_over_sp {
+            self.passed_over_sp = 0;
+        }
+    }
+
     /// Whether the thread, now at `sp`, is still inside the call that was passed over: its return address stands where
     /// it stood, under another tool's return probe perhaps. Any call that the same caller makes later has put its own
     /// there.

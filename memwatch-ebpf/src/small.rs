@@ -5,7 +5,7 @@ use memwatch_common::{
     Config, Cookie, Counter, Domain, Function, ProcessState, SiteKey,
     cookie::{FLAG_IF_EQUAL, FLAG_PRODUCT},
     python::{SMALL_BYTES, SMALL_STEP, SizeAt},
-    site::ALLOCATED_ONLY,
+    site::{ALLOCATED_ONLY, UNKNOWN_SMALL},
     stack::STACK_UNKNOWN,
 };
 
@@ -90,7 +90,11 @@ fn account(config: &Config, instance: u32, domain: u32, stack: u64, bytes: u64) 
         site
     } else {
         count(Counter::SitesFull);
-        key.stack = STACK_UNKNOWN;
+        key = SiteKey {
+            instance,
+            domain: UNKNOWN_SMALL,
+            stack: STACK_UNKNOWN,
+        };
         let Some(site) = maps::site(&key) else {
             count(Counter::SiteLost);
             return;

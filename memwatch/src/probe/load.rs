@@ -13,6 +13,7 @@ use memwatch_common::{
     config::{GATE_CLOSED, GATE_COUNTING, GATE_OPEN},
     limits,
     process::{FIRST_KERNEL_INSTANCE, state_place, state_places},
+    site::UNKNOWN_SMALL,
 };
 
 use super::{
@@ -248,17 +249,19 @@ impl KernelSide {
         batch::set(self.map("STATES")?, &place, state).context("cannot write the state of a process")
     }
 
-    /// Makes the site that takes allocations for which there is no room elsewhere.
+    /// Makes the sites that take allocations for which there is no room elsewhere.
     pub fn reserve_unknown_site(&mut self, instance: u32) -> Result<()> {
         let mut sites: HashMap<&mut MapData, SiteKey, SiteTotals> =
             HashMap::try_from(self.ebpf.map_mut("SITES").context("no map SITES")?)?;
-        let key = SiteKey {
-            instance,
-            domain: 0,
-            stack: memwatch_common::stack::STACK_UNKNOWN,
-        };
-        // It may be there already: the kernel side makes it when it needs it.
-        let _ = sites.insert(key, SiteTotals::ZERO, 1);
+        for domain in [0, UNKNOWN_SMALL] {
+            let key = SiteKey {
+                instance,
+                domain,
+                stack: memwatch_common::stack::STACK_UNKNOWN,
+            };
+            // It may be there already: the kernel side makes it when it needs it.
+            let _ = sites.insert(key, SiteTotals::ZERO, 1);
+        }
         Ok(())
     }
 

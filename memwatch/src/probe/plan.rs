@@ -117,7 +117,9 @@ impl ModulePlan {
 
     /// The file hands out blocks or pools of them.
     pub fn is_watched(&self) -> bool {
-        let hands_out = |point: &Point| point.needs_return || point.function == Function::PythonPoolSite;
+        let hands_out = |point: &Point| {
+            point.needs_return || matches!(point.function, Function::PythonPoolSite | Function::PythonSmall)
+        };
         self.points.iter().any(hands_out)
     }
 

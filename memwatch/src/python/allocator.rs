@@ -270,7 +270,8 @@ fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
         })
         .flatten()
         .collect();
-    functions.retain(|function| called.contains(function));
+    // A part that was put elsewhere is jumped to with the stack in use: no return may be waited for there.
+    functions.retain(|function| called.contains(function) && elf.part_of_function(*function).is_none());
     let only = functions.pop_first()?;
     functions.is_empty().then_some(only)
 }

@@ -72,11 +72,14 @@ impl PythonNames {
     }
 
     /// Takes in a code object as it was when it was first seen.
-    pub fn learn(&mut self, key: &CodeKey, copy: &CodeCopy) {
-        if let Some(process) = self.processes.get_mut(&key.instance) {
-            let reader = process.interpreter.code_reader();
-            process.code.learn(&reader, key, copy, &process.memory);
-        }
+    /// False when nothing is known of the process (yet).
+    pub fn learn(&mut self, key: &CodeKey, copy: &CodeCopy) -> bool {
+        let Some(process) = self.processes.get_mut(&key.instance) else {
+            return false;
+        };
+        let reader = process.interpreter.code_reader();
+        process.code.learn(&reader, key, copy, &process.memory);
+        true
     }
 
     /// Reads what the frames refer to now: it may be gone when names are asked for.

@@ -1,6 +1,9 @@
 //! The interpreters of the watched processes: found, checked, and told to the kernel side.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    collections::HashSet,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use anyhow::{Context as _, Result};
 use memwatch_common::{
@@ -31,6 +34,8 @@ pub struct Pythons {
     processes: OwnedFd,
     places: OwnedFd,
     codes: OwnedFd,
+    /// Code objects of processes that nothing was known of when they were seen the last time.
+    early: HashSet<CodeKey>,
     waiting: Vec<Waiting>,
 }
 
@@ -64,6 +69,7 @@ impl Pythons {
             processes: kernel.own_map("PYTHONS")?,
             places: kernel.own_map("PYTHON_AT")?,
             codes: kernel.own_map("PYTHON_CODES")?,
+            early: HashSet::new(),
             waiting: Vec::new(),
         })
     }
@@ -116,15 +122,20 @@ impl Pythons {
     }
 
     /// Takes in the code objects that were seen for the first time since the last look.
-    pub fn learn(&self, names: &mut PythonNames) {
+    pub fn learn(&mut self, names: &mut PythonNames) {
         if names.is_empty() {
             return;
         }
-        let mut keys = Vec::new();
+        let (mut keys, mut early) = (Vec::new(), HashSet::new());
         let read = batch::for_each(self.codes.as_fd(), |key: &CodeKey, copy: &CodeCopy| {
-            names.learn(key, copy);
-            keys.push(*key);
+            // A child's may come before it is heard of that there is a child.
+            if names.learn(key, copy) || self.early.contains(key) {
+                keys.push(*key);
+            } else {
+                early.insert(*key);
+            }
         });
+        self.early = early;
         // What cannot be read so is read from the process, if it is there; what stays only takes room.
         let _ = read.and_then(|()| batch::delete(self.codes.as_fd(), &keys));
     }
