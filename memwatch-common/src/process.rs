@@ -141,7 +141,7 @@ mod tests {
     fn a_run_of_processes_that_live_long_is_met_here_and_there_only() {
         let places = state_places(64);
         let first = FIRST_KERNEL_INSTANCE + 5;
-        let taken: Vec<u32> = (first..first + 60).map(|n| state_place(n, places)).collect();
+        let taken: [u32; 60] = core::array::from_fn(|n| state_place(first + n as u32, places));
         let most_in_a_row = (first + 60..first + 100_000).fold((0_u32, 0_u32), |(row, most), n| {
             let row = if taken.contains(&state_place(n, places)) {
                 row + 1
