@@ -209,7 +209,7 @@ fn inlined_builds_count_each_small_object_when_it_is_allocated() {
     let mut target = start(&python, program, &[]);
     let mut watch = Memwatch::of(&target, &["--python", "exact"]);
     let answer = target.values().pop().expect("one truth");
-    let report = watch.report_after(time_of(&answer));
+    let report = report_after(&mut watch, time_of(&answer));
     assert_nothing_lost(&report);
     assert_eq!(report.options.python.as_deref(), Some("exact"));
     assert_eq!(report.options.allocated_only, ["python.mem", "python.object"]);
@@ -388,19 +388,9 @@ fn all_pools(python: Result<PathBuf, String>) {
     let mut watch = Memwatch::of(&target, &[]);
     let answer = target.values().pop().expect("one truth");
     let blocks = answer["blocks"].as_u64().expect("blocks");
-    let small = |report: &Report| -> u64 {
-        let rows = report.rows.iter().filter(|row| row.estimated_bytes > 0);
-        rows.map(|row| row.inuse_objects).sum()
-    };
-    let mut report = watch.report_after(time_of(&answer));
-    // Pools are read as often as it takes less than a tenth of the time.
-    for _ in 0..20 {
-        if small(&report).abs_diff(blocks) * 100 <= blocks {
-            break;
-        }
-        report = watch.next_report();
-    }
-    let seen = small(&report);
+    let report = report_after(&mut watch, time_of(&answer));
+    let rows = report.rows.iter().filter(|row| row.estimated_bytes > 0);
+    let seen: u64 = rows.map(|row| row.inuse_objects).sum();
     let before = |row: &&Row| row.key == "[in use before it was watched]";
     assert_eq!(report.rows.iter().filter(before).count(), 1);
     // Large ones are in the interpreter's count too; it makes a few more to tell us.
