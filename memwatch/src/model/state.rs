@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use memwatch_common::counter::COUNTERS;
 use memwatch_common::site::ALLOCATED_ONLY;
+use memwatch_common::stack::STACK_BEFORE;
 use memwatch_common::{Domain, Event, EventKind, SiteKey, SiteTotals};
 
 use super::counts::{Counting, Counts, SiteId};
@@ -258,8 +259,16 @@ impl Model {
         if before == now {
             return;
         }
-        let counts = &mut process.counts[id.domain as usize];
-        if id.counting == Counting::Pools && process.counts_small {
+        // Pools do not tell the domains of their blocks, so what is left of those stands under one.
+        let domain = if id.counting == Counting::Allocations {
+            Domain::PythonObject
+        } else {
+            id.domain
+        };
+        let counts = &mut process.counts[domain as usize];
+        // What was there before the watch was not counted as it was handed out.
+        let is_from_before = id.stack == STACK_BEFORE && before == Counts::default();
+        if id.counting == Counting::Pools && process.counts_small && !is_from_before {
             counts.add_kept(&before, &now);
         } else {
             counts.add_change(&before, &now);
