@@ -74,9 +74,9 @@ pub fn alloc_return(context: RetProbeContext) -> u32 {
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn empty_entry(context: *mut core::ffi::c_void) -> u32 {
     // SAFETY: the context of a uprobe program.
-    Cookie(unsafe { bpf_get_attach_cookie(context) })
-        .function()
-        .into()
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(context) });
+    // 0 in the end: anything else is a wish to the kernel.
+    u32::from(cookie.function() == 0)
 }
 
 /// The price of a hit and nothing else, for measuring: what no tool can be below.

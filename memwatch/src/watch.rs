@@ -392,6 +392,7 @@ impl Watch {
     /// Makes room in the kernel's maps for those who still run.
     fn clean_up(&mut self) -> Result<()> {
         self.attacher.look_again();
+        self.attacher.let_go_of_replaced();
         let needed = self.ancestors();
         let (kept, gone): (HashSet<u32>, HashSet<u32>) =
             self.dead.iter().partition(|instance| needed.contains(instance));

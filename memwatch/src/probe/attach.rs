@@ -40,6 +40,8 @@ pub struct Attacher {
     plans: HashMap<FileId, Rc<ModulePlan>>,
     pub scope: Scope,
     attached: HashMap<(FileId, Option<u32>), (Links, usize)>,
+    /// Links that count no more, until the calls that began under them have returned.
+    leaving: HashMap<(FileId, Option<u32>), (Links, usize)>,
     skipped: Vec<ProbeNote>,
     failed: Vec<ProbeNote>,
     noted: HashSet<(String, String)>,
@@ -66,6 +68,7 @@ impl Attacher {
             plans: HashMap::new(),
             scope,
             attached: HashMap::new(),
+            leaving: HashMap::new(),
             skipped: Vec::new(),
             failed: Vec::new(),
             noted: HashSet::new(),
@@ -218,16 +221,19 @@ impl Attacher {
     /// From host-wide probes to probes in `pids` only, without missing or counting twice: the new links carry the
     /// next generation, which counts from the moment it is told to the kernel side.
     pub fn narrow(&mut self, kernel: &mut KernelSide, pids: &[u32]) -> Result<()> {
-        let wide = std::mem::take(&mut self.attached);
+        self.leaving = std::mem::take(&mut self.attached);
         self.scope = Scope::Process;
         kernel.prepare_generation();
         for pid in pids {
             // One that has just ended has nothing to probe.
             let _ = self.process(kernel, *pid);
         }
-        kernel.commit_generation()?;
-        drop(wide);
-        Ok(())
+        kernel.commit_generation()
+    }
+
+    /// Once a tick: links that were replaced in an earlier one go.
+    pub fn let_go_of_replaced(&mut self) {
+        self.leaving.clear();
     }
 
     /// Whether CPython's own functions are among what is probed.
