@@ -7,7 +7,7 @@ pub type ProcessKey = u32;
 /// the other.
 pub const FIRST_KERNEL_INSTANCE: u32 = 1 << 20;
 
-/// Where the state of an instance stands, among so many (a power of two, of [`MOST_PLACES`] at most) places for those of
+/// Where the state of an instance stands, among so many (a power of two, of 2^20 at most) places for those of
 /// either side. A place is taken as long as its state has an instance number; who gives a number takes one whose place is
 /// free. Scattered: processes that live long often come one after the other, and with their places side by side a
 /// later number would meet them all.
