@@ -121,12 +121,7 @@ pub fn begin(
         count(Counter::InFlightFull);
         return false;
     }
-    let start = unwind::Start {
-        ip: registers.instruction(),
-        sp,
-        fp: registers.frame(),
-    };
-    let stack = unwind::walk(config, state, slot, &start);
+    let stack = unwind::walk(config, state, slot, &unwind::Start::at(registers));
     let domain = domain(state, slot, cookie);
     let call = slot.call(depth);
     call.domain = u64::from(domain);
@@ -251,12 +246,7 @@ pub fn pool_begins(
     cookie: Cookie,
     registers: Registers<'_>,
 ) {
-    let start = unwind::Start {
-        ip: registers.instruction(),
-        sp: registers.stack(),
-        fp: registers.frame(),
-    };
-    let stack = unwind::walk(config, state, slot, &start);
+    let stack = unwind::walk(config, state, slot, &unwind::Start::at(registers));
     pool_opened(state.instance, stack, registers.numbered(cookie.id()));
 }
 

@@ -41,12 +41,7 @@ pub fn handed_out(config: &Config, state: &ProcessState, cookie: Cookie, registe
         return;
     }
     let Some(slot) = slot::current() else { return };
-    let start = unwind::Start {
-        ip: registers.instruction(),
-        sp: registers.stack(),
-        fp: registers.frame(),
-    };
-    let stack = unwind::walk(config, state, slot, &start);
+    let stack = unwind::walk(config, state, slot, &unwind::Start::at(registers));
     account(config, state.instance, u32::from(cookie.domain()), stack, bytes);
 }
 

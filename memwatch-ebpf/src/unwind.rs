@@ -19,6 +19,7 @@ use memwatch_common::{
 };
 
 use crate::{
+    arch::Registers,
     bound::mask,
     maps::{
         ENOMEM, KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, config, count,
@@ -32,6 +33,18 @@ pub struct Start {
     pub ip: u64,
     pub sp: u64,
     pub fp: u64,
+}
+
+impl Start {
+    /// Where a probe was hit.
+    #[inline(always)]
+    pub fn at(registers: Registers<'_>) -> Self {
+        Self {
+            ip: registers.instruction(),
+            sp: registers.stack(),
+            fp: registers.frame(),
+        }
+    }
 }
 
 const CHUNK_WORDS: usize = STACK_CHUNK / 8;

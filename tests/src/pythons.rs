@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::binary::{target_directory, workspace};
 
 /// Where the programs are, in a root of its own.
@@ -95,4 +97,18 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     ));
     fs::copy(from, &unfinished)?;
     fs::rename(&unfinished, to)
+}
+
+/// Bytes and blocks.
+pub type Held = (u64, u64);
+
+/// As the programs write them.
+pub fn held(value: &Value) -> Held {
+    let number = |at: usize| value[at].as_u64().expect("bytes and blocks");
+    (number(0), number(1))
+}
+
+/// When a program told its truth.
+pub fn time_of(answer: &Value) -> i128 {
+    i128::from(answer["time_ns"].as_i64().expect("the truth has a time"))
 }

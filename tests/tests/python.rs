@@ -5,25 +5,12 @@ use std::path::{Path, PathBuf};
 
 use memwatch::model::report::{FrameKind, Report, Row};
 use memwatch_tests::binary::can_watch;
-use memwatch_tests::pythons::{self, of_debian, of_the_system, pyenv};
+use memwatch_tests::pythons::{self, Held, held, of_debian, of_the_system, pyenv, time_of};
 use memwatch_tests::watch::nanoseconds;
 use memwatch_tests::{Memwatch, Target, need};
-use serde_json::Value;
-
-/// Bytes and blocks.
-type Held = (u64, u64);
 
 fn start(python: &Path, program: &str, arguments: &[&str]) -> Target {
     Target::start_command(pythons::command(python, program).args(arguments))
-}
-
-fn time_of(answer: &Value) -> i128 {
-    i128::from(answer["time_ns"].as_i64().expect("the truth has a time"))
-}
-
-fn held(value: &Value) -> Held {
-    let number = |at: usize| value[at].as_u64().expect("bytes and blocks");
-    (number(0), number(1))
 }
 
 /// The Python frames as the program itself writes them.

@@ -5,17 +5,8 @@ use std::path::PathBuf;
 
 use memwatch::model::report::{FrameKind, Report, Row};
 use memwatch_tests::binary::can_watch;
-use memwatch_tests::pythons::{self, of_debian, of_the_system, pyenv};
+use memwatch_tests::pythons::{self, Held, held, of_debian, of_the_system, pyenv, time_of};
 use memwatch_tests::{Memwatch, Target, need};
-use serde_json::Value;
-
-/// Bytes and blocks.
-type Held = (u64, u64);
-
-fn held(value: &Value) -> Held {
-    let number = |at: usize| value[at].as_u64().expect("bytes and blocks");
-    (number(0), number(1))
-}
 
 /// The Python frames as the program itself writes them.
 fn python_stack(row: &Row) -> String {
@@ -55,8 +46,7 @@ fn kinds(python: Result<PathBuf, String>, allocator: Option<&str>) {
     let mut target = Target::start_command(&mut command);
     let mut watch = Memwatch::of(&target, &["--min-size", "10000"]);
     let answer = target.values().pop().expect("one truth");
-    let time = i128::from(answer["time_ns"].as_i64().expect("the truth has a time"));
-    let report = watch.report_after(time);
+    let report = watch.report_after(time_of(&answer));
     assert!(report.health.complete, "{:?}", report.health.reasons);
     let seen = by_python_stack(&report);
     let truth = answer["stacks"].as_object().expect("stacks");
