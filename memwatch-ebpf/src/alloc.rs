@@ -157,11 +157,7 @@ fn domain(state: &ProcessState, slot: &Slot, cookie: Cookie) -> u32 {
 /// comes back if the call fails. False when it was not there.
 #[inline(always)]
 fn take_old(state: &mut ProcessState, call: &mut InFlight) -> bool {
-    let key = LiveKey {
-        address: call.old_address,
-        instance: call.instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(call.old_address, call.instance);
     // SAFETY: the value is copied before anything else can change it.
     let Some(old) = (unsafe { LIVE.get(&key) }) else {
         return false;
@@ -182,11 +178,7 @@ fn restore_old(state: &mut ProcessState, call: &mut InFlight) {
         return;
     }
     call.old_state = OLD_NONE;
-    let key = LiveKey {
-        address: call.old_address,
-        instance: state.instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(call.old_address, state.instance);
     if LIVE.insert(&key, &call.old, u64::from(BPF_NOEXIST)).is_err() {
         count(Counter::LiveFull);
     } else {
@@ -254,11 +246,7 @@ pub fn pool_begins(
 /// is used as it was left.
 #[inline(always)]
 fn pool_opened(instance: u32, stack: u64, address: u64) {
-    let key = LiveKey {
-        address,
-        instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(address, instance);
     let pool = OpenedPool {
         stack,
         // SAFETY: no arguments.
@@ -354,11 +342,7 @@ const _: () = assert!(MAX_INNER.is_power_of_two());
 /// Puts a block into `LIVE`, within the bounds.
 #[inline(always)]
 fn insert_live(config: &Config, state: &mut ProcessState, address: u64, value: &LiveValue) -> bool {
-    let key = LiveKey {
-        address,
-        instance: state.instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(address, state.instance);
     if state.live_blocks >= config.live_per_process {
         count(Counter::LiveShare);
     } else {
@@ -424,11 +408,7 @@ fn absorb_inner(config: &Config, state: &mut ProcessState, slot: &mut Slot, addr
     if found == 0 {
         return;
     }
-    let key = LiveKey {
-        address: found,
-        instance: state.instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(found, state.instance);
     // SAFETY: the value is copied before anything else can change it.
     let Some(value) = (unsafe { LIVE.get(&key) }) else {
         return;
@@ -551,11 +531,7 @@ pub fn free(config: &Config, state: &mut ProcessState, cookie: Cookie, address: 
     }
     // glibc's hands no block on to another free.
     let glibc = cookie.has_flag(FLAG_GLIBC);
-    let key = LiveKey {
-        address,
-        instance: state.instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(address, state.instance);
     // SAFETY: the value is copied before anything else can change it.
     if let Some(value) = unsafe { LIVE.get(&key) } {
         let value = *value;
@@ -646,11 +622,7 @@ fn born_before(instance: u32, fork_ns: u64, address: u64) -> Option<u64> {
     if instance == 0 {
         return None;
     }
-    let key = LiveKey {
-        address,
-        instance,
-        reserved: 0,
-    };
+    let key = LiveKey::new(address, instance);
     // SAFETY: only a copy of two words is used.
     let value = unsafe { LIVE.get(&key) }?;
     (value.born_ns < fork_ns).then_some(value.bytes)

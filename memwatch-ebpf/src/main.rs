@@ -25,6 +25,7 @@ mod mapping;
 mod maps;
 mod probes;
 mod python;
+mod repeat;
 mod slot;
 mod small;
 mod unwind;

@@ -14,6 +14,7 @@ use memwatch_common::{
 use crate::{
     bound::mask,
     maps::count,
+    repeat::LastWalk,
     unwind::{Search, read_word},
 };
 
@@ -95,6 +96,7 @@ pub struct Slot {
     /// The thread's id.
     pub thread: u32,
     pub chunk: [u64; STACK_CHUNK / 8],
+    pub last: LastWalk,
 }
 
 /// aya-ebpf 0.2 has no task storage; a BTF map definition is a struct of this shape.

@@ -14,7 +14,7 @@ use memwatch_common::{
     unwind::{
         BLOCK_ROWS, CachedRule, MAX_RANGES, PAGE_SHIFT, Page, PageKey, RULE_ENTRY, RULE_FRAME_POINTER,
         RULE_NONE, RULE_UNMAPPED, Rule, SEARCH_STEPS, Space, code_place,
-        x86_64::{CFA_RBP, CFA_RSP, FRAME_NO_RBP, Frame, RA_AT_CFA, RBP_AT_CFA, RBP_SAME, Step},
+        x86_64::{CFA_RBP, CFA_RSP, FRAME_NO_RBP, Frame, RA_AT_CFA, RA_END, RBP_AT_CFA, RBP_SAME, Step},
     },
 };
 
@@ -24,7 +24,7 @@ use crate::{
     maps::{
         ENOMEM, KNOWN_STACKS, PAGES, PC_RULES, ROWS, RULES, SPACE_VERSIONS, SPACES, STACKS, config, count,
     },
-    python,
+    python, repeat,
     slot::Slot,
 };
 
@@ -48,7 +48,7 @@ impl Start {
 }
 
 const CHUNK_WORDS: usize = STACK_CHUNK / 8;
-const CHUNK_MASK: i32 = CHUNK_WORDS as i32 - 1;
+pub const CHUNK_MASK: i32 = CHUNK_WORDS as i32 - 1;
 const _: () = assert!(CHUNK_WORDS.is_power_of_two());
 const RANGE_MASK: i32 = MAX_RANGES as i32 - 1;
 const _: () = assert!(MAX_RANGES.is_power_of_two());
@@ -78,13 +78,13 @@ fn read(to: *mut u64, bytes: u32, from: u64) -> bool {
 /// Walks the stack and gives back its hash, by which it stands in `STACKS` from now on.
 #[inline(always)]
 pub fn walk(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Start) -> u64 {
-    slot.stack.count = 0;
-    slot.hash = 0x9E37_79B9_7F4A_7C15;
+    let version = SPACE_VERSIONS.get(code_place(state.instance)).copied();
+    let seed = CachedRule::seed(state.instance, version.unwrap_or(0));
     slot.chunk_bytes = 0;
-    slot.guessed = 0;
-    slot.frame = Frame::first(start.ip, start.sp, start.fp);
-    let flags = frames(config, state, slot);
-    slot.stack.flags = flags;
+    if !repeat::known(slot, start, seed) {
+        frames(config, state, slot, start, seed);
+    }
+    let flags = slot.stack.flags;
     if flags & STACK_TRUNCATED != 0 {
         count(Counter::StackTruncated);
     } else if flags & STACK_BROKEN != 0 {
@@ -100,11 +100,15 @@ pub fn walk(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Star
 }
 
 #[inline(always)]
-fn frames(config: &Config, state: &ProcessState, slot: &mut Slot) -> u32 {
-    let version = SPACE_VERSIONS.get(code_place(state.instance)).copied();
-    let seed = CachedRule::seed(state.instance, version.unwrap_or(0));
+fn frames(config: &Config, state: &ProcessState, slot: &mut Slot, start: &Start, seed: u64) {
+    slot.stack.count = 0;
+    slot.hash = 0x9E37_79B9_7F4A_7C15;
+    slot.guessed = 0;
+    slot.frame = Frame::first(start.ip, start.sp, start.fp);
+    slot.last.begin(start, seed);
     let from = u64::from(state.instance) | u64::from(state.space) << 32;
-    walk_frames(slot, seed, from, config.max_frames)
+    slot.stack.flags = walk_frames(slot, seed, from, config.max_frames);
+    repeat::keep(slot);
 }
 
 /// Frames that one call of [`walk_some`] goes through at most.
@@ -230,6 +234,7 @@ fn simple_step(slot_at: *mut Slot, slot: &mut Slot, rule: &Rule) -> bool {
         return false;
     };
     if rip & (PAGE - 1) == 0 {
+        slot.last.never_again();
         rip = behind_probe(at, rip);
         if rip == 0 {
             return false;
@@ -256,6 +261,9 @@ extern "C" fn take_step(slot: *mut Slot, rule: *const Rule) -> u32 {
     let (Some(slot), Some(rule)) = (unsafe { slot.as_mut() }, unsafe { rule.as_ref() }) else {
         return Step::NoRule as u32;
     };
+    if rule.ra_kind != RA_END {
+        slot.last.never_again();
+    }
     let mut frame = slot.frame;
     let result = rule.step(&mut frame, read_word);
     if let Step::Next = result {
@@ -506,14 +514,17 @@ fn word(slot_at: *mut Slot, slot: &mut Slot, address: u64) -> Option<u64> {
         }
         offset = 0;
     }
+    let place = mask::<CHUNK_MASK>(offset >> 3);
     // SAFETY: the mask keeps the index inside the chunk.
-    Some(unsafe { *slot.chunk.get_unchecked(mask::<CHUNK_MASK>(offset >> 3)) })
+    let value = unsafe { *slot.chunk.get_unchecked(place) };
+    slot.last.read_here(slot.chunk_at, place, value);
+    Some(value)
 }
 
 /// Copies the piece of the stack from `from` on, less of it near the stack's end. 0 when nothing could be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn load_chunk(slot: *mut Slot, from: u64) -> u32 {
+pub extern "C" fn load_chunk(slot: *mut Slot, from: u64) -> u32 {
     // SAFETY: null or this thread's slot.
     let Some(slot) = (unsafe { slot.as_mut() }) else {
         return 0;

@@ -1,9 +1,10 @@
 /* What `cargo xtask bench` watches: threads that do nothing but malloc and free, ten frames deep.
  *
- *   pairs THREADS RATE SIZE [MORE]
+ *   pairs THREADS RATE SIZE [MORE [moving]]
  *
  * RATE is pairs a second over all threads; 0 is none at all, `max` as many as can be. MORE frames lie
- * below the ten. Every 50 ms one line goes to stdout,
+ * below the ten. `moving`: no two calls of malloc one after the other have their stack at the same place.
+ * Every 50 ms one line goes to stdout,
  * all since the start:  <wall ns> <CPU ns of this process> <pairs done>
  * Built with frame pointers, so that every tool can walk the stack. Runs until it is killed, or the process that started it ends. */
 #define _GNU_SOURCE
@@ -27,6 +28,7 @@ struct worker {
 static struct worker workers[MAX_THREADS];
 static size_t size = 64;
 static unsigned long more;
+static int moving;
 /* Between two batches of one thread; 0 when it never rests. */
 static unsigned long pause_ns;
 
@@ -53,13 +55,32 @@ __attribute__((noinline)) static void level_10(struct worker *worker) {
     worker->pairs += BATCH;
 }
 
+/* The same with the stack a little further down each time. */
+__attribute__((noinline)) static void level_10_moving(struct worker *worker) {
+    for (int i = 0; i < BATCH; i++) {
+        char room[16 * (1 + i % 4)];
+        __asm__ volatile("" : : "r"(room) : "memory");
+        void *block = malloc(size);
+        __asm__ volatile("" : : "r"(block) : "memory");
+        free(block);
+    }
+    worker->pairs += BATCH;
+}
+
+__attribute__((noinline)) static void level_9(struct worker *worker) {
+    if (moving)
+        level_10_moving(worker);
+    else
+        level_10(worker);
+    __asm__ volatile("" : : : "memory");
+}
+
 #define LEVEL(name, next)                                                  \
     __attribute__((noinline)) static void name(struct worker *worker) {    \
         next(worker);                                                      \
         __asm__ volatile("" : : : "memory");                               \
     }
 
-LEVEL(level_9, level_10)
 LEVEL(level_8, level_9)
 LEVEL(level_7, level_8)
 LEVEL(level_6, level_7)
@@ -115,15 +136,16 @@ static unsigned long pairs_done(unsigned threads) {
 }
 
 int main(int argc, char **argv) {
-    unsigned threads = argc == 4 || argc == 5 ? (unsigned)atoi(argv[1]) : 0;
+    unsigned threads = argc >= 4 && argc <= 6 ? (unsigned)atoi(argv[1]) : 0;
     if (threads == 0 || threads > MAX_THREADS) {
-        fprintf(stderr, "usage: pairs THREADS RATE|max SIZE [MORE] (1 to %d threads)\n", MAX_THREADS);
+        fprintf(stderr, "usage: pairs THREADS RATE|max SIZE [MORE [moving]] (1 to %d threads)\n", MAX_THREADS);
         return 2;
     }
     /* Not to outlive who started us. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     size = strtoul(argv[3], NULL, 10);
-    more = argc == 5 ? strtoul(argv[4], NULL, 10) : 0;
+    more = argc >= 5 ? strtoul(argv[4], NULL, 10) : 0;
+    moving = argc == 6 && strcmp(argv[5], "moving") == 0;
     unsigned long rate = strcmp(argv[2], "max") == 0 ? 0 : strtoul(argv[2], NULL, 10);
     if (rate != 0)
         pause_ns = BATCH * 1000000000ul * threads / rate;

@@ -137,7 +137,10 @@ impl Pools {
         let mut opened: HashMap<u32, HashMap<u64, OpenedPool>> = HashMap::new();
         batch::for_each(self.map.as_fd(), |key: &LiveKey, pool: &OpenedPool| {
             if found.contains_key(&key.instance) {
-                opened.entry(key.instance).or_default().insert(key.address, *pool);
+                opened
+                    .entry(key.instance)
+                    .or_default()
+                    .insert(key.address(), *pool);
             }
         })
         .context("cannot read who opened Python's pools")?;
@@ -160,11 +163,7 @@ impl Pools {
             let gone: Vec<LiveKey> = opened
                 .iter()
                 .filter(|(address, pool)| gone(address, pool))
-                .map(|(address, _)| LiveKey {
-                    address: *address,
-                    instance: *instance,
-                    reserved: 0,
-                })
+                .map(|(address, _)| LiveKey::new(*address, *instance))
                 .collect();
             self.take_out(&gone, opened);
         }
@@ -175,7 +174,7 @@ impl Pools {
     fn take_out(&self, gone: &[LiveKey], opened: &HashMap<u64, OpenedPool>) {
         let unchanged = |key: &&LiveKey| {
             let now: Option<OpenedPool> = batch::get(self.map.as_fd(), *key).ok().flatten();
-            now.as_ref() == opened.get(&key.address)
+            now.as_ref() == opened.get(&key.address())
         };
         let keys: Vec<LiveKey> = gone.iter().filter(unchanged).copied().collect();
         // What stays only takes room.

@@ -22,7 +22,7 @@ pub use peers::setup;
 use self::{
     contestant::Contestant,
     own::Own,
-    pairs::Pairs,
+    pairs::{Pairs, Place},
     table::{Block, Row},
     walk::Walk,
 };
@@ -63,6 +63,8 @@ enum Part {
     Own,
     /// What walking the stack costs
     Walk,
+    /// Calls whose stack is never where it was at the call before
+    Moving,
 }
 
 impl Options {
@@ -111,7 +113,16 @@ pub fn run(options: &Options) -> Result<()> {
 
     let mut blocks = Vec::new();
     for &threads in &options.threads {
-        blocks.push(measure_block(options, &program, &contestants, threads)?);
+        blocks.push(measure_block(
+            options,
+            &program,
+            &contestants,
+            threads,
+            Place::Same,
+        )?);
+    }
+    if !options.skips(Part::Moving) {
+        blocks.push(measure_block(options, &program, &contestants, 1, Place::Moving)?);
     }
     let own = if options.skips(Part::Own) {
         None
@@ -158,6 +169,7 @@ fn measure_block(
     program: &Path,
     contestants: &[Contestant],
     threads: u32,
+    place: Place,
 ) -> Result<Block> {
     let mut rows: Vec<Row> = contestants.iter().map(Row::new).collect();
     for round in 1..=options.rounds {
@@ -166,7 +178,7 @@ fn measure_block(
                 continue;
             }
             // Anew each time: nobody starts in what the one before left behind.
-            let target = Pairs::start(program, threads, pairs::Rate::Max)?;
+            let target = Pairs::start(program, threads, pairs::Rate::Max, place)?;
             let outcome = contestant.measure(&target, options.duration());
             match outcome {
                 Ok(reading) => {
@@ -183,5 +195,5 @@ fn measure_block(
             }
         }
     }
-    Ok(Block { threads, rows })
+    Ok(Block { threads, place, rows })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     contestant::Running,
-    pairs::{Pairs, Rate},
+    pairs::{Pairs, Place, Rate},
 };
 
 /// Long enough for the clock ticks in which the kernel counts CPU time.
@@ -45,7 +45,7 @@ impl Own {
 }
 
 fn case(memwatch: &Path, program: &Path, name: &'static str, rate: Rate) -> Result<Case> {
-    let target = Pairs::start(program, 1, rate)?;
+    let target = Pairs::start(program, 1, rate, Place::Same)?;
     let pid = target.pid().to_string();
     let words = [
         &memwatch.to_string_lossy(),

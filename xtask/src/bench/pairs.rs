@@ -78,20 +78,53 @@ pub struct Reading {
     pub pairs_per_second: f64,
 }
 
+/// Where the stack is at one call of malloc and the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the same place: a loop.
+    Same,
+    /// Never at the same place twice, one after the other.
+    Moving,
+}
+
+impl Place {
+    const fn argument(self) -> &'static str {
+        match self {
+            Self::Same => "still",
+            Self::Moving => "moving",
+        }
+    }
+}
+
 impl Pairs {
-    pub fn start(program: &Path, threads: u32, rate: Rate) -> Result<Self> {
+    pub fn start(program: &Path, threads: u32, rate: Rate, place: Place) -> Result<Self> {
         Self::start_with(
             program,
-            &[&threads.to_string(), &rate.argument(), &SIZE.to_string()],
+            &[
+                &threads.to_string(),
+                &rate.argument(),
+                &SIZE.to_string(),
+                "0",
+                place.argument(),
+            ],
         )
     }
 
     /// One thread, as fast as it can, with a stack of so many frames from malloc's on.
-    pub fn start_deep(program: &Path, frames: u32) -> Result<Self> {
+    pub fn start_deep(program: &Path, frames: u32, place: Place) -> Result<Self> {
         /// malloc, ten of the program, two of the thread's start.
         const LEAST: u32 = 13;
         let more = frames.saturating_sub(LEAST).to_string();
-        Self::start_with(program, &["1", &Rate::Max.argument(), &SIZE.to_string(), &more])
+        Self::start_with(
+            program,
+            &[
+                "1",
+                &Rate::Max.argument(),
+                &SIZE.to_string(),
+                &more,
+                place.argument(),
+            ],
+        )
     }
 
     fn start_with(program: &Path, arguments: &[&str]) -> Result<Self> {

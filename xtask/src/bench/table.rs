@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     contestant::Contestant,
     own::{Case, Own},
-    pairs::Reading,
+    pairs::{Place, Reading},
     stats::Summary,
 };
 
@@ -17,6 +17,7 @@ const END: &str = "<!-- bench:end -->";
 /// All measurements with one number of threads.
 pub struct Block {
     pub threads: u32,
+    pub place: Place,
     pub rows: Vec<Row>,
 }
 
@@ -77,7 +78,11 @@ pub fn markdown(
 
 fn block_table(block: &Block) -> String {
     let plain = block.rows.first().and_then(Row::cost);
-    let mut text = format!("\n### {}\n\n", counted(block.threads, "thread"));
+    let place = match block.place {
+        Place::Same => "",
+        Place::Moving => ", the stack at another place at each call",
+    };
+    let mut text = format!("\n### {}{place}\n\n", counted(block.threads, "thread"));
     text += "| | CPU time of a malloc/free pair | added to plain | times plain | pairs a second |\n";
     text += "| --- | ---: | ---: | ---: | ---: |\n";
     for row in &block.rows {
@@ -199,7 +204,11 @@ mod tests {
             row("plain", &[20.0, 21.0, 19.0]),
             row("watcher", &[1_980.0, 2_020.0, 2_000.0]),
         ];
-        let text = block_table(&Block { threads: 1, rows });
+        let text = block_table(&Block {
+            threads: 1,
+            place: Place::Same,
+            rows,
+        });
         assert!(text.contains("### 1 thread\n"), "{text}");
         assert!(
             text.contains("| plain | 20.0 ns (19.0–21.0) |  |  | 50,000,000 |"),

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{
     contestant::Contestant,
-    pairs::{self, Pairs},
+    pairs::{self, Pairs, Place},
     stats::Summary,
 };
 use crate::shell;
@@ -35,7 +35,7 @@ impl Walk {
         for round in 1..=rounds {
             for depth in &mut walk.0 {
                 for (contestant, readings) in [(&without, &mut depth.without), (&with, &mut depth.with)] {
-                    let target = Pairs::start_deep(&program, depth.frames)?;
+                    let target = Pairs::start_deep(&program, depth.frames, Place::Moving)?;
                     readings.push(contestant.measure(&target, duration)?.cpu_ns_per_pair);
                 }
                 shell::say(format!(
@@ -51,7 +51,8 @@ impl Walk {
     pub fn markdown(&self) -> String {
         let mut text = String::from(
             "\n### The walk of the stack\n\n\
-             The same program without frame pointers, so that every step needs the unwind tables; under memwatch with \
+             The same program without frame pointers, so that every step needs the unwind tables, and with \
+             its stack never where it was at the call before, so that every stack is walked; under memwatch with \
              `--max-depth 1`, and with whole stacks.\n\n\
              | frames | one frame kept | all kept | the walk | each frame beyond those above |\n\
              | ---: | ---: | ---: | ---: | ---: |\n",
