@@ -11,7 +11,7 @@ use memwatch_common::{
     Counter, Domain, Event, EventKind, ProcessState,
     counter::Effect,
     event::{MAPPING_ANONYMOUS, MAPPING_EXECUTABLE},
-    process::PROCESS_EXITED,
+    process::{PROCESS_EXITED, PROCESS_FORKED},
 };
 
 use crate::{
@@ -128,6 +128,9 @@ impl Watch {
     }
 
     fn forked(&mut self, event: &Event) -> Result<()> {
+        if self.alive.get(&event.pid) == Some(&event.instance) {
+            return Ok(());
+        }
         self.kernel.reserve_unknown_site(event.instance)?;
         self.alive.insert(event.pid, event.instance);
         self.parents.insert(event.instance, event.a as u32);
@@ -149,11 +152,19 @@ impl Watch {
     }
 
     fn replaced(&mut self, event: &Event) -> Result<()> {
+        if self.alive.get(&event.pid) == Some(&event.instance) {
+            return Ok(());
+        }
         let old = event.a as u32;
-        self.kernel.reserve_unknown_site(event.instance)?;
         self.collector.take_ended(&self.kernel, event.pid, old)?;
         self.symbolizer.end_process(old);
         self.dead.insert(old);
+        self.begun(event)
+    }
+
+    /// A program runs that was not forked from a watched one.
+    fn begun(&mut self, event: &Event) -> Result<()> {
+        self.kernel.reserve_unknown_site(event.instance)?;
         self.alive.insert(event.pid, event.instance);
         self.symbolizer.add_process(event.instance, event.pid, None);
         // The kernel maps the program itself, so no event tells of its code.
@@ -173,15 +184,26 @@ impl Watch {
         Ok(())
     }
 
-    /// Whose end was lost on the way: the kernel side's map tells it too.
-    fn end_unheard(&mut self, processes: &[(u32, ProcessState)]) -> Result<()> {
+    /// Forks, execs and exits whose events were lost on the way: the kernel side's tables tell of them too.
+    fn catch_up(&mut self, processes: &[(u32, ProcessState)]) -> Result<()> {
         for (pid, state) in processes {
-            let heard = self.alive.get(pid) != Some(&state.instance);
-            if state.flags & PROCESS_EXITED != 0 && !heard {
-                let mut event = Event::ZERO;
-                event.pid = *pid;
-                event.instance = state.instance;
-                self.ended(&event)?;
+            let mut event = Event::ZERO;
+            event.pid = *pid;
+            event.instance = state.instance;
+            event.end_ns = state.forked_ns;
+            let known = self.alive.get(pid).copied();
+            if state.flags & PROCESS_EXITED != 0 {
+                if known == Some(state.instance) || !self.dead.contains(&state.instance) {
+                    self.ended(&event)?;
+                }
+            } else if let Some(old) = known {
+                event.a = u64::from(old);
+                self.replaced(&event)?;
+            } else if state.flags & PROCESS_FORKED != 0 {
+                event.a = u64::from(state.parent_instance);
+                self.forked(&event)?;
+            } else {
+                self.begun(&event)?;
             }
         }
         Ok(())
@@ -317,7 +339,7 @@ impl Watch {
         if scan.is_some() {
             self.scanned = Some((Instant::now(), now.elapsed()));
         }
-        self.end_unheard(&sample.processes)?;
+        self.catch_up(&sample.processes)?;
         let elapsed = now.duration_since(self.ticked_at).as_secs_f64();
         self.measure(&sample.counters, elapsed);
         let foreign = sample.counters[Counter::ForeignHits as usize];

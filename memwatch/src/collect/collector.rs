@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use memwatch_common::{
     Counter, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, counter::COUNTERS,
+    process::PROCESS_EXITED,
 };
 
 use super::{
@@ -190,8 +191,9 @@ impl Collector {
     /// The last state of a program that has ended, or that another one has replaced, goes out of the tables into the
     /// next sample.
     pub fn take_ended(&mut self, kernel: &KernelSide, pid: u32, instance: u32) -> Result<()> {
-        if let Some(state) = kernel.state(instance)? {
+        if let Some(mut state) = kernel.state(instance)? {
             kernel.free_state(instance)?;
+            state.flags |= PROCESS_EXITED;
             self.ended.push((pid, state));
         }
         let processes = kernel.map("PROCESSES")?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use memwatch_common::{counter::Effect, process::PROCESS_FOLLOW};
+use memwatch_common::{Event, counter::Effect, process::PROCESS_FOLLOW};
 
 use super::{
     Watch, clock, command::HeldCommand, facts, meta, neighbours, overhead, pools::Pools, pythons::Pythons,
@@ -298,10 +298,29 @@ impl Watch {
                 self.decide_on_exact(settings, told)?;
             }
         }
+        self.end_those_gone(pids)?;
         // From here on nothing is missed.
         self.since = jiff::Timestamp::now();
         self.since_ns = clock::monotonic_ns();
         self.kernel.set_gate(true)
+    }
+
+    /// Of a process that ended before the kernel side listened, no event tells.
+    fn end_those_gone(&mut self, pids: &[u32]) -> Result<()> {
+        for pid in pids {
+            // A first thread that has ended leaves the others running.
+            let runs = self
+                .proc
+                .stat(*pid)
+                .is_ok_and(|stat| !stat.is_dead() || stat.threads > 1);
+            if let Some(instance) = self.alive.get(pid).copied().filter(|_| !runs) {
+                let mut event = Event::ZERO;
+                event.pid = *pid;
+                event.instance = instance;
+                self.ended(&event)?;
+            }
+        }
+        Ok(())
     }
 
     /// Each block of CPython can cost a busy program more than it has: it is told before, and pools are watched instead
