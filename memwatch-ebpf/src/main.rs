@@ -1,5 +1,5 @@
-//! memwatch's kernel side. One file per probe family: thin programs, everything shared in `alloc`, `unwind`,
-//! `slot` and `maps`.
+//! memwatch's kernel side. `probes`, `mapping` and `lifecycle` have the thin programs; a call of an allocation function goes
+//! through `alloc` (or `free`, `small`, `pool`), its stack comes from `unwind`, its thread has a `slot`.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -16,16 +16,21 @@
     reason = "maps want an address; a key handed over would be one more copy on a small stack"
 )]
 
+mod account;
 mod alloc;
 mod arch;
 mod atomic;
 mod bound;
+mod free;
 mod lifecycle;
+mod live;
 mod mapping;
 mod maps;
+mod pool;
 mod probes;
 mod python;
 mod repeat;
+mod request;
 mod slot;
 mod small;
 mod unwind;

@@ -14,7 +14,9 @@ use memwatch_common::{
 use crate::{
     alloc,
     arch::Registers,
+    free,
     maps::{self, count},
+    pool,
     slot::{self, Slot},
     small,
 };
@@ -137,7 +139,7 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         return SKIP_RETURN;
     }
     if cookie.function() == Function::Free as u8 {
-        alloc::free(config, state, cookie, registers.argument_0());
+        free::free(config, state, cookie, registers.argument_0());
         return SKIP_RETURN;
     }
     let own = slot.filter(|slot| slot.instance == state.instance);
@@ -145,7 +147,7 @@ fn enter(cookie: Cookie, registers: Registers<'_>) -> u32 {
         return SKIP_RETURN;
     };
     if cookie.function() == Function::PythonPoolSite as u8 {
-        alloc::pool_begins(config, state, slot, cookie, registers);
+        pool::begins(config, state, slot, cookie, registers);
         return SKIP_RETURN;
     }
     if alloc::begin(config, state, slot, cookie, registers) {

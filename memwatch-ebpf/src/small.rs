@@ -10,7 +10,7 @@ use memwatch_common::{
 };
 
 use crate::{
-    alloc::size_count,
+    account::size_count,
     arch::Registers,
     atomic,
     maps::{self, count},
