@@ -2,37 +2,17 @@
 
 use std::time::Duration;
 
-use crate::model::query::UnknownName;
+use crate::named::named;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unit {
-    #[default]
-    Auto,
-    B,
-    Kib,
-    Mib,
-    Gib,
-}
-
-impl Unit {
-    pub const NAMES: &'static [&'static str] = &["auto", "b", "kib", "mib", "gib"];
-}
-
-impl std::str::FromStr for Unit {
-    type Err = UnknownName;
-
-    fn from_str(name: &str) -> Result<Self, UnknownName> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "b" => Ok(Self::B),
-            "kib" => Ok(Self::Kib),
-            "mib" => Ok(Self::Mib),
-            "gib" => Ok(Self::Gib),
-            _ => Err(UnknownName {
-                name: name.to_owned(),
-                known: Self::NAMES,
-            }),
-        }
+named! {
+    #[derive(Default)]
+    Unit {
+        #[default]
+        Auto = "auto",
+        B = "b",
+        Kib = "kib",
+        Mib = "mib",
+        Gib = "gib",
     }
 }
 

@@ -13,8 +13,9 @@ use crate::{
     export::format::ExportFormat,
     format::Unit,
     model::query::{self, GroupBy, SortBy, View},
+    named::UnknownName,
     probe::links::Method,
-    watch::start::ScopeChoice,
+    watch::start::{PythonMode, ScopeChoice},
 };
 
 const AFTER_HELP: &str = "\
@@ -118,6 +119,8 @@ pub struct WatchArgs {
     #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
+    pub python: PythonArgs,
+    #[command(flatten)]
     pub other: OtherVersionArgs,
 }
 
@@ -166,6 +169,8 @@ pub struct RecordArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+    #[command(flatten)]
+    pub python: PythonArgs,
     #[command(flatten)]
     pub other: OtherVersionArgs,
 }
@@ -422,22 +427,26 @@ pub struct OutputArgs {
     pub quiet: bool,
 }
 
-/// Options of the contract that this version knows by name, to give a better answer than "unexpected argument".
 #[derive(Clone, Debug, Default, Args)]
-pub struct OtherVersionArgs {
+pub struct PythonArgs {
     /// How Python's objects are watched: those of up to 512 bytes estimated from the pools that they are in (pools), each
     /// one (exact, which slows busy programs down), or as in any other program, without Python's lines (off) [default: pools]
     #[arg(
-        long,
+        long = "python",
         value_name = "MODE",
+        value_parser = names::<PythonMode>(PythonMode::NAMES),
         hide_possible_values = true,
         help_heading = "What is shown"
     )]
-    #[arg(value_parser = PossibleValuesParser::new(["pools", "exact", "off"]))]
-    pub python: Option<String>,
+    pub mode: Option<PythonMode>,
     /// With `--python exact`: also where it would take more than half a core of the target's time
     #[arg(long, help_heading = "What is shown")]
     pub force: bool,
+}
+
+/// Options of the contract that this version knows by name, to give a better answer than "unexpected argument".
+#[derive(Clone, Debug, Default, Args)]
+pub struct OtherVersionArgs {
     /// Mean bytes between sampled blocks: only 0, every block
     #[arg(long, value_name = "BYTES", hide = true, value_parser = units::parse_size, allow_hyphen_values = true)]
     pub sample_bytes: Option<u64>,
@@ -448,7 +457,7 @@ pub struct OtherVersionArgs {
 
 fn names<T>(known: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
-    T: std::str::FromStr<Err = query::UnknownName> + Clone + Send + Sync + 'static,
+    T: std::str::FromStr<Err = UnknownName> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(known).try_map(|name| name.parse::<T>())
 }

@@ -5,9 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::parts::{
-    DEFAULT_INTERVAL, bounds, known_to_this_version, output, python, query, select, target, time,
-};
+use self::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, select, target, time};
 use super::args::{
     BenchFloorArgs, Cli, CommandArgs, DiffArgs, DoctorArgs, LimitArgs, PsArgs, QueryArgs, RecordArgs,
     TopArgs, WatchArgs,
@@ -258,6 +256,7 @@ fn record(arguments: RecordArgs) -> Result<Resolved, UsageError> {
         },
         limits: arguments.limits,
         output: arguments.output,
+        python: arguments.python,
         other: arguments.other,
     };
     watch("record", Command::Record { most_bytes }, arguments)
@@ -303,8 +302,8 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         fail_on_growth: arguments.limits.fail_on_growth,
         scope,
         method,
-        python: python(arguments.other.python.as_deref()),
-        force: arguments.other.force,
+        python: arguments.python.mode.unwrap_or_default(),
+        force: arguments.python.force,
         output: output(name, arguments.output)?,
         target: Some(target),
         command,

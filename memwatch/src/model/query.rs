@@ -1,53 +1,10 @@
 //! What of the recorded data is to be shown, and in which order: one question to a snapshot or a difference.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use memwatch_common::Domain;
 
-/// A name that is none of the known ones.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}` is not one of {}", known.join(", "))]
-pub struct UnknownName {
-    pub name: String,
-    pub known: &'static [&'static str],
-}
-
-/// An enum whose variants have one name each, the same on the command line, in text and in JSON.
-macro_rules! named {
-    ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $type { $($(#[$doc])* $variant,)+ }
-
-        impl $type {
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-            pub const NAMES: &'static [&'static str] = &[$($name,)+];
-
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)+ }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.name())
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = UnknownName;
-
-            fn from_str(name: &str) -> Result<Self, UnknownName> {
-                match name {
-                    $($name => Ok(Self::$variant),)+
-                    _ => Err(UnknownName { name: name.to_owned(), known: Self::NAMES }),
-                }
-            }
-        }
-    };
-}
+use crate::named::{UnknownName, named};
 
 named! {
     /// What makes two blocks belong to one row.

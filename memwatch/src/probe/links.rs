@@ -17,7 +17,7 @@ use aya_obj::{
     generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type},
 };
 
-use crate::model::query::UnknownName;
+use crate::named::UnknownName;
 
 /// How probes are put in place, best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,7 +19,8 @@ use crate::{
         resolve::Verbosity,
     },
     collect::{collector::Collector, stacks::KernelStacks},
-    model::{query::UnknownName, state::Model},
+    model::state::Model,
+    named::named,
     probe::{
         attach::{Attacher, Scope},
         capabilities::kernel_version,
@@ -46,55 +47,29 @@ pub enum Subject {
     Command(Vec<OsString>),
 }
 
-/// Where the user wants the probes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ScopeChoice {
-    /// In the whole host while the neighbours are quiet, else in the watched processes.
-    #[default]
-    Auto,
-    Host,
-    Process,
-}
-
-impl ScopeChoice {
-    pub const NAMES: &'static [&'static str] = &["auto", "host", "process"];
-}
-
-impl std::str::FromStr for ScopeChoice {
-    type Err = UnknownName;
-
-    fn from_str(name: &str) -> Result<Self, UnknownName> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "host" => Ok(Self::Host),
-            "process" => Ok(Self::Process),
-            other => Err(UnknownName {
-                name: other.to_owned(),
-                known: Self::NAMES,
-            }),
-        }
+named! {
+    /// Where the user wants the probes.
+    #[derive(Default)]
+    ScopeChoice {
+        /// In the whole host while the neighbours are quiet, else in the watched processes.
+        #[default]
+        Auto = "auto",
+        Host = "host",
+        Process = "process",
     }
 }
 
-/// How Python programs are watched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PythonMode {
-    /// What CPython asks libc for block by block, small objects by the pools that they are in.
-    #[default]
-    Pools,
-    /// Each block that CPython hands out.
-    Exact,
-    /// As any other program.
-    Off,
-}
-
-impl PythonMode {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pools => "pools",
-            Self::Exact => "exact",
-            Self::Off => "off",
-        }
+named! {
+    /// How Python programs are watched.
+    #[derive(Default)]
+    PythonMode {
+        /// What CPython asks libc for block by block, small objects by the pools that they are in.
+        #[default]
+        Pools = "pools",
+        /// Each block that CPython hands out.
+        Exact = "exact",
+        /// As any other program.
+        Off = "off",
     }
 }
 

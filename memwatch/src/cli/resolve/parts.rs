@@ -12,7 +12,6 @@ use crate::cli::args::{
 use crate::cli::output::Destination;
 use crate::format::{self, ByteFormat, Unit};
 use crate::model::query::{self, DEFAULT_LIMIT, GroupBy, Query, SortBy, View};
-use crate::watch::start::PythonMode;
 
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -39,14 +38,6 @@ pub(super) fn known_to_this_version(other: &OtherVersionArgs) -> Result<(), Usag
         );
     }
     Ok(())
-}
-
-pub(super) fn python(mode: Option<&str>) -> PythonMode {
-    match mode {
-        Some("exact") => PythonMode::Exact,
-        Some("off") => PythonMode::Off,
-        _ => PythonMode::Pools,
-    }
 }
 
 /// One form of target, or none.

@@ -138,7 +138,7 @@ fn only_while_watching(arguments: &WatchArgs) -> Option<(&'static str, &'static 
         (time.once, "--once", is_time),
         (arguments.query.min_size.is_some(), "--min-size", is_past),
         (arguments.query.max_size.is_some(), "--max-size", is_past),
-        (arguments.other.python.is_some(), "--python", is_past),
+        (arguments.python.mode.is_some(), "--python", is_past),
         (arguments.other.sample_bytes.is_some(), "--sample-bytes", is_past),
         (limits.max_depth.is_some(), "--max-depth", is_past),
         (limits.max_blocks.is_some(), "--max-blocks", is_past),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, python, query, target, time};
+use super::parts::{DEFAULT_INTERVAL, bounds, known_to_this_version, output, query, target, time};
 use super::recorded::{Span, no_span};
 use super::{Command, Resolved, TargetSpec, UsageError};
 use crate::cli::args::{ExportArgs, LimitArgs, ReportArgs, SavedArgs, SpanArgs, WatchArgs};
@@ -150,7 +150,7 @@ fn source(saved: SavedArgs, span: SpanArgs, watch: &WatchArgs) -> Result<SourceS
 
 fn resolved(name: &'static str, arguments: WatchArgs, source: &SourceSpec) -> Result<Resolved, UsageError> {
     known_to_this_version(&arguments.other)?;
-    let python = python(arguments.other.python.as_deref());
+    let python = arguments.python.mode.unwrap_or_default();
     let follow = !arguments.target.no_follow;
     let scope = arguments.target.probe_scope.unwrap_or_default();
     let method = arguments.target.probe_method.unwrap_or_default();
@@ -178,7 +178,7 @@ fn resolved(name: &'static str, arguments: WatchArgs, source: &SourceSpec) -> Re
         command: Command::Top,
         follow,
         python,
-        force: arguments.other.force,
+        force: arguments.python.force,
         interval,
         duration,
         ticks,
