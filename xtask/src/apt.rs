@@ -75,14 +75,15 @@ pub fn install(wanted: &[Package], for_what: &str) -> Result<()> {
             lacking.join(" ")
         );
     }
-    shell::say(format!("{for_what}: installing {}", lacking.join(" ")));
-    apt_get(&["update", "--quiet"])?;
-    let words = [
-        &["install", "--quiet", "--yes", "--no-install-recommends"],
-        lacking.as_slice(),
-    ]
-    .concat();
-    apt_get(&words).with_context(|| format!("{for_what}: cannot install {}", lacking.join(" ")))
+    install_newest(&lacking, for_what)
+}
+
+/// Installs the newest there is of each, also where an older one is there.
+pub fn install_newest(names: &[&str], for_what: &str) -> Result<()> {
+    shell::say(format!("{for_what}: installing {}", names.join(" ")));
+    update()?;
+    let words = [&["install", "--quiet", "--yes", "--no-install-recommends"], names].concat();
+    apt_get(&words).with_context(|| format!("{for_what}: cannot install {}", names.join(" ")))
 }
 
 /// Whether apt knows a package of that name.

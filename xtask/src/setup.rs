@@ -17,11 +17,7 @@ use crate::{
 /// The oldest bpf-linker that writes BTF for maps as the loader expects it.
 const LINKER_VERSION: &str = "0.13.0";
 
-const COMPILER: [Package; 3] = [
-    package("rustc-web"),
-    package("cargo-web"),
-    package("rust-web-src"),
-];
+const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 const FOR_TESTS: [Package; 20] = [
     program("gcc", "gcc"),
@@ -112,7 +108,8 @@ fn compiler(around: &Surroundings) -> Result<(Candidate, Compiler)> {
     if !can_install_compiler()? {
         bail!("kernel side: no compiler fit for the BPF target\n{ELSEWHERE}");
     }
-    apt::install(&COMPILER, "kernel side")?;
+    // One that is there is too old, or it would have been found.
+    apt::install_newest(&COMPILER, "kernel side")?;
     toolchain::find_compiler(around, oldest, None).map_err(|unfit| {
         let distribution = unfit
             .iter()
@@ -126,7 +123,7 @@ fn can_install_compiler() -> Result<bool> {
     if !apt::is_here() {
         return Ok(false);
     }
-    let offered = || COMPILER.iter().all(|package| apt::offers(package.name));
+    let offered = || COMPILER.iter().all(|name| apt::offers(name));
     if !offered() {
         // A fresh machine has no lists yet.
         apt::update().context("kernel side: cannot fetch the lists of packages")?;
