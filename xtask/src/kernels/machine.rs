@@ -116,7 +116,8 @@ pub fn pack(folder: &Path, memwatch: &Path, test_program: &Path, tests: &[String
     let setpriv = shell::program("setpriv").context("there is no setpriv")?;
     copy(&setpriv, &inside(&root, &setpriv))?;
     programs.push(setpriv);
-    for library in libraries(&programs) {
+    let loaders = programs.iter().filter_map(|program| loader(program));
+    for library in libraries(&programs).into_iter().chain(loaders) {
         copy(&library, &inside(&root, &library))?;
     }
     let init = root.join("init");
@@ -161,6 +162,19 @@ fn libraries(programs: &[PathBuf]) -> BTreeSet<PathBuf> {
         })
         .filter(|path| path.is_file())
         .collect()
+}
+
+/// What the kernel starts in a program's place to load it. musl's is a library too, which glibc's `ldd` does not find.
+fn loader(program: &Path) -> Option<PathBuf> {
+    let shown = shell::output(
+        Command::new("readelf")
+            .args(["--program-headers", "--wide"])
+            .arg(program),
+    );
+    let shown = shown.ok()?;
+    let (_, rest) = shown.split_once("program interpreter: ")?;
+    let (path, _) = rest.split_once(']')?;
+    Some(PathBuf::from(path)).filter(|path| path.is_file())
 }
 
 /// What the kernel starts: doctor, the tests, the end.
@@ -217,7 +231,9 @@ mod tests {
     #[test]
     fn libraries_are_found_and_static_programs_have_none() {
         let own = std::env::current_exe().unwrap();
-        let found = libraries(&[own, PathBuf::from("/no/such/program")]);
+        let found = libraries(&[own.clone(), PathBuf::from("/no/such/program")]);
         assert!(found.iter().any(|path| path.ends_with("libc.so.6")), "{found:?}");
+        assert!(loader(&own).is_some_and(|path| path.is_absolute()));
+        assert_eq!(loader(Path::new("/no/such/program")), None);
     }
 }
