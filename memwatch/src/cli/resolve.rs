@@ -175,6 +175,7 @@ pub struct Limits {
     pub max_sites: u32,
     pub max_stacks: u32,
     pub max_processes: u32,
+    pub max_unwind_rows: u32,
     pub max_depth: u32,
 }
 
@@ -195,6 +196,8 @@ pub struct Resolved {
     pub method: Method,
     pub python: PythonMode,
     pub force: bool,
+    /// Unwind tables are kept between runs.
+    pub cache: bool,
     pub output: OutputSpec,
 }
 
@@ -305,6 +308,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         method,
         python: python(arguments.other.python.as_deref()),
         force: arguments.other.force,
+        cache: !arguments.limits.no_cache,
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -331,6 +335,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         method: Method::default(),
         python: PythonMode::default(),
         force: false,
+        cache: false,
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -361,6 +366,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         method: Method::default(),
         python: PythonMode::default(),
         force: false,
+        cache: false,
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

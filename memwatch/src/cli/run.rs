@@ -91,6 +91,7 @@ pub fn settings(resolved: &Resolved) -> Result<Settings> {
         method: resolved.method,
         python: resolved.python,
         force: resolved.force,
+        cache: resolved.cache,
     })
 }
 
@@ -101,6 +102,7 @@ pub fn bounds(resolved: &Resolved) -> Bounds {
         sites: resolved.limits.max_sites,
         stacks: resolved.limits.max_stacks,
         processes: resolved.limits.max_processes,
+        unwind_rows: resolved.limits.max_unwind_rows,
         max_frames: resolved.limits.max_depth,
         min_bytes: resolved.query.min_size.unwrap_or(0),
         max_bytes: resolved.query.max_size.unwrap_or(u64::MAX),

@@ -1,6 +1,10 @@
+mod cache;
 mod hostile;
 mod image;
+mod kernel;
 mod live;
 mod oracle;
 mod real;
+mod room;
 mod synthetic;
+mod worker;

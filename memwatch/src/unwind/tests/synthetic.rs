@@ -51,6 +51,12 @@ fn frames(functions: &[(u64, u32, Program)]) -> FrameTable {
     frames
 }
 
+/// A section of one function, another for each number.
+pub fn small_section(which: u32) -> Vec<u8> {
+    let offset = CallFrameInstruction::CfaOffset(16 + 8 * which as i32);
+    eh_frame(&frames(&[(CODE, 0x100, vec![(1, offset)])]))
+}
+
 fn table_of(functions: &[(u64, u32, Program)]) -> Table {
     let unwind = eh_frame(&frames(functions));
     let table = build(&image(&vec![0x90; NOPS], 0, &unwind, EH)).expect("a table");
