@@ -177,7 +177,8 @@ fn loader(program: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(path)).filter(|path| path.is_file())
 }
 
-/// What the kernel starts: doctor, the tests, the end.
+/// What the kernel starts: doctor, the tests, the end, for which the console gets time to print all. Everything is in
+/// memory already, so nothing is mounted over where files were packed.
 fn first_program(workspace: &Path, tests: &[String]) -> String {
     let (workspace, tests) = (workspace.display(), tests.join(" "));
     format!(
@@ -187,14 +188,14 @@ export PATH=/bin:/usr/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
 mount -t tracefs tracing /sys/kernel/tracing
-printf '\\n{UP}%s\\n' \"$(uname -r)\"
+printf \"\\n{UP}%s\\n\" \"$(uname -r)\"
 /memwatch/memwatch doctor --verify
 cd {workspace}
 export MEMWATCH_BIN=/memwatch/memwatch MEMWATCH_REQUIRE_BPF=1 MEMWATCH_TEST_PATIENCE=600
 /memwatch/truth --test-threads 1 {tests}
-printf '\\n{ENDED}\\n'
+printf \"\\n{ENDED}\\n\"
+sleep 2
 poweroff -f
 "
     )
@@ -226,6 +227,20 @@ mod tests {
         );
         assert_eq!(major("QEMU emulator version 10.0.2"), Some(10));
         assert_eq!(major(""), None);
+    }
+
+    #[test]
+    fn the_first_program_is_read_as_it_is_meant() {
+        let text = first_program(Path::new("/w"), &["a".to_owned(), "b::c".to_owned()]);
+        // What is quoted must end on its line: markers have apostrophes.
+        for line in text.lines().filter(|line| line.starts_with("printf")) {
+            let printed = shell::output(Command::new("sh").args(["-c", line])).unwrap();
+            assert!(
+                printed.contains(UP) || printed.contains(ENDED),
+                "{line} prints {printed}"
+            );
+        }
+        assert!(text.contains("/memwatch/truth --test-threads 1 a b::c\n"));
     }
 
     #[test]
