@@ -7,4 +7,5 @@ mod oracle;
 mod real;
 mod room;
 mod synthetic;
+mod walks;
 mod worker;

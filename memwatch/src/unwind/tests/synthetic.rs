@@ -36,9 +36,9 @@ fn group_of(format: Format) -> CommonInformationEntry {
     group
 }
 
-type Program = Vec<(u32, CallFrameInstruction)>;
+pub type Program = Vec<(u32, CallFrameInstruction)>;
 
-fn frames(functions: &[(u64, u32, Program)]) -> FrameTable {
+pub fn frames(functions: &[(u64, u32, Program)]) -> FrameTable {
     let mut frames = FrameTable::default();
     let group = frames.add_cie(group());
     for (start, length, program) in functions {
