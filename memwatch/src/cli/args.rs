@@ -93,6 +93,19 @@ pub enum CommandArgs {
     /// Put empty programs where memwatch would put its own, to measure what a hit costs at the least
     #[command(hide = true)]
     BenchFloor(BenchFloorArgs),
+    /// Build the unwind tables of files and put them into the kernel, to measure what that takes
+    #[command(hide = true)]
+    BenchTables(BenchTablesArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchTablesArgs {
+    /// How often; the median is told
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rounds: usize,
+    /// Programs and libraries
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

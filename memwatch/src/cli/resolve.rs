@@ -91,6 +91,11 @@ pub enum Command {
     },
     /// Probes that do nothing, for measuring.
     BenchFloor,
+    /// Unwind tables of these files, for measuring.
+    BenchTables {
+        files: Vec<PathBuf>,
+        rounds: usize,
+    },
 }
 
 impl Command {
@@ -228,6 +233,13 @@ pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
         Some(CommandArgs::Ps(arguments)) => ps(arguments),
         Some(CommandArgs::Doctor(arguments)) => doctor(arguments),
         Some(CommandArgs::BenchFloor(arguments)) => bench_floor(&arguments),
+        Some(CommandArgs::BenchTables(arguments)) => Ok(Resolved {
+            command: Command::BenchTables {
+                files: arguments.files,
+                rounds: arguments.rounds,
+            },
+            ..doctor(DoctorArgs::default())?
+        }),
     }
 }
 

@@ -13,6 +13,7 @@ mod entries;
 mod fingerprint;
 pub mod interpret;
 mod kernel_tables;
+pub mod measure;
 mod pages;
 pub mod publish;
 mod room;

@@ -246,6 +246,13 @@ impl<K: KernelTables> Room<K> {
         Ok(taken)
     }
 
+    /// Takes a file's rows out, whoever maps it.
+    pub fn take_away(&mut self, number: u32) -> io::Result<()> {
+        self.take_out(&[number])?;
+        self.remove(number);
+        Ok(())
+    }
+
     fn remove(&mut self, number: u32) {
         if let Some(digest) = self.objects.remove(&number).and_then(|object| object.digest) {
             self.by_digest.remove(&digest);
@@ -258,8 +265,7 @@ impl<K: KernelTables> Room<K> {
         if number == VDSO || !self.object(number).is_some_and(unused) {
             return Ok(false);
         }
-        self.take_out(&[number])?;
-        self.remove(number);
+        self.take_away(number)?;
         Ok(true)
     }
 
