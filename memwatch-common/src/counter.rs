@@ -83,6 +83,8 @@ counters! {
     StackNotAbove = "stack_not_above", Stacks;
     /// stack memory that could not be read
     StackUnreadable = "stack_unreadable", Stacks;
+    /// files whose unwind table had no room: stacks through them end early (raise --max-unwind-rows)
+    UnwindRowsFull = "unwind_rows_full", Stacks;
     /// Python frames that could not be read
     PythonUnreadable = "python_unreadable", Stacks;
     /// Python stacks cut at the frame limit (raise --max-depth)

@@ -32,8 +32,9 @@ pub const MAX_INNER: usize = 4;
 /// ten ordinary frames.
 pub const STACK_CHUNK: usize = 2048;
 
-/// Pieces of unwind rows: 16 million rows, 64 MiB, made as files are seen.
-pub const ROW_BLOCKS: u32 = 1 << 14;
+/// Unwind rows: 16 million, made as files are seen, in blocks of [`crate::unwind::BLOCK_ROWS`] of which each takes 8 KiB
+/// of the kernel's memory.
+pub const DEFAULT_UNWIND_ROWS: u32 = 1 << 24;
 
 /// 64 KiB pages of code with unwind rows: 16 GiB of code.
 pub const ROW_PAGES: u32 = 1 << 18;

@@ -20,7 +20,7 @@ pod!(
     Stack
 );
 pod!(
-    unwind::Page,
+    unwind::KnownPage,
     unwind::PageKey,
     unwind::RowBlock,
     unwind::Rule,

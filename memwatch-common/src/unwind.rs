@@ -68,6 +68,16 @@ pub struct Page {
     pub count: u32,
 }
 
+/// A page as the kernel side has it. One without rows belongs to a file whose table is not in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct KnownPage {
+    pub page: Page,
+    /// How often the kernel side looked for a row here, about: processors do not wait for each other. What it finds in
+    /// [`CachedRule`]s does not count.
+    pub looked_up: u64,
+}
+
 /// How to find the caller's registers. What the kinds mean is up to the architecture's module.
 ///
 /// The canonical frame address (CFA) is what the caller's stack pointer is once the call has returned.
@@ -201,6 +211,7 @@ pub fn search(page: Page, pc_low: u16, mut row: impl FnMut(u32) -> Option<Row>) 
 const _: () = assert!(size_of::<Row>() == 4);
 const _: () = assert!(size_of::<PageKey>() == 8);
 const _: () = assert!(size_of::<Page>() == 8);
+const _: () = assert!(size_of::<KnownPage>() == 16);
 const _: () = assert!(size_of::<Rule>() == 16);
 const _: () = assert!(size_of::<CodeRange>() == 24);
 const _: () = assert!(size_of::<Space>() == 8 + 24 * MAX_RANGES);

@@ -11,7 +11,9 @@ use memwatch_common::{
     limits,
     process::{PROCESS_EXITED, state_place, state_places},
     python::{CodeCopy, CodeKey, OpenedPool, PythonProcess, PythonStack},
-    unwind::{CachedRule, MAX_RULES, Page, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space},
+    unwind::{
+        BLOCK_ROWS, CachedRule, KnownPage, MAX_RULES, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space,
+    },
 };
 
 use crate::atomic;
@@ -50,11 +52,13 @@ pub static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
 
 /// All unwind rows of all files.
 #[map]
-pub static ROWS: HashMap<u32, RowBlock> = HashMap::with_max_entries(limits::ROW_BLOCKS, BPF_F_NO_PREALLOC);
+pub static ROWS: HashMap<u32, RowBlock> =
+    HashMap::with_max_entries(limits::DEFAULT_UNWIND_ROWS / BLOCK_ROWS as u32, BPF_F_NO_PREALLOC);
 
 /// Where the rows of a page of code are.
 #[map]
-pub static PAGES: HashMap<PageKey, Page> = HashMap::with_max_entries(limits::ROW_PAGES, BPF_F_NO_PREALLOC);
+pub static PAGES: HashMap<PageKey, KnownPage> =
+    HashMap::with_max_entries(limits::ROW_PAGES, BPF_F_NO_PREALLOC);
 
 /// What each process can execute, by its instance.
 #[map]

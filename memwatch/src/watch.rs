@@ -17,6 +17,7 @@ use memwatch_common::{
 use crate::{
     collect::{
         collector::{self, Collector},
+        sample::Sample,
         stacks::KernelStacks,
     },
     model::{
@@ -26,7 +27,7 @@ use crate::{
         health::Notice,
         processes::ProcessFacts,
         query::Query,
-        report::{Host, Kind, Overhead, Predicted, Process, Report},
+        report::{Host, Kind, Limit, Overhead, Predicted, Process, Report},
         state::{Baseline, Model},
     },
     probe::{
@@ -237,12 +238,7 @@ impl Watch {
         let Some(instance) = self.alive.get(&pid).copied() else {
             return;
         };
-        if let Err(error) = self.publisher.refresh(instance, modules) {
-            self.notice(
-                format!("stacks of process {pid} may end early: {error:#}"),
-                Effect::Stacks,
-            );
-        }
+        self.publisher.map(instance, pid, modules);
     }
 
     fn look_for_python(&mut self, pid: u32, instance: u32, modules: &ProcessModules) {
@@ -339,6 +335,7 @@ impl Watch {
         if scan.is_some() {
             self.scanned = Some((Instant::now(), now.elapsed()));
         }
+        self.tell_of_tables(&mut sample);
         self.catch_up(&sample.processes)?;
         let elapsed = now.duration_since(self.ticked_at).as_secs_f64();
         self.measure(&sample.counters, elapsed);
@@ -368,6 +365,20 @@ impl Watch {
         self.tick += 1;
         self.symbolizer.begin_tick(naming);
         Ok(())
+    }
+
+    /// What has become of unwind tables since the last tick.
+    fn tell_of_tables(&mut self, sample: &mut Sample) {
+        let progress = self.publisher.progress();
+        sample.counters[Counter::UnwindRowsFull as usize] += progress.lost;
+        let limit = Limit {
+            used: progress.rows,
+            max: progress.most_rows,
+        };
+        sample.limits.insert("unwind_rows".to_owned(), limit);
+        for failure in progress.failures {
+            self.notice(failure, Effect::Stacks);
+        }
     }
 
     /// Going through all live blocks costs what exists, so it is done as often as it stays below one part in ten.
@@ -433,7 +444,7 @@ impl Watch {
                 .copied()
                 .filter(|instance| !needed.contains(instance))
                 .collect();
-            self.publisher.forget(&unused);
+            self.publisher.unmap(unused);
             self.pythons.forget(&forgotten);
             for instance in forgotten {
                 self.parents.remove(&instance);

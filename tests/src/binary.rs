@@ -60,6 +60,8 @@ pub fn find() -> Result<PathBuf, String> {
 pub fn command() -> Command {
     let mut command = Command::new(find().expect("tests call this after they made sure that it is there"));
     command.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG");
+    // Nothing of this machine's own is used, and nothing is left there.
+    command.env("XDG_CACHE_HOME", target_directory().join("test-cache"));
     command
 }
 

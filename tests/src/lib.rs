@@ -5,6 +5,7 @@
 //! the test is skipped; with `MEMWATCH_REQUIRE_BPF=1` a skipped test fails. `MEMWATCH_BIN` names the binary,
 //! `MEMWATCH_TEST_PATIENCE` the seconds after which a test gives up waiting.
 
+pub mod bcc;
 pub mod binary;
 pub mod cgroup;
 pub mod compile;

@@ -53,6 +53,19 @@ impl Seen {
         seen
     }
 
+    /// Where whole stacks begin: calls in `main`, and what is further out; the function that a thread was started with.
+    pub fn roots(&self) -> HashSet<Place> {
+        /// `main`, two functions of libc, `_start`. Threads begin with one less, and whoever is called there stands for its
+        /// caller.
+        const OUTERMOST: usize = 4;
+        self.stacks
+            .iter()
+            .flat_map(|stack| stack.iter().rev().take(OUTERMOST))
+            .filter(|(module, _)| !module.is_empty())
+            .cloned()
+            .collect()
+    }
+
     fn verdict(&self, stack: &GdbStack) -> Verdict {
         let returns = &stack.frames[1..];
         if self.stacks.contains(returns) {

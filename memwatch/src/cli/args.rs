@@ -94,6 +94,19 @@ pub enum CommandArgs {
     /// Put empty programs where memwatch would put its own, to measure what a hit costs at the least
     #[command(hide = true)]
     BenchFloor(BenchFloorArgs),
+    /// Build the unwind tables of files and put them into the kernel, to measure what that takes
+    #[command(hide = true)]
+    BenchTables(BenchTablesArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchTablesArgs {
+    /// How often; the median is told
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rounds: usize,
+    /// Programs and libraries
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -393,6 +406,13 @@ pub struct LimitArgs {
     /// Most processes watched at one time [default: 8192]
     #[arg(long, value_name = "N", value_parser = entries)]
     pub max_processes: Option<u32>,
+    /// Most rows of unwind tables kept in the kernel, at 8 bytes each; the least useful tables go first [default: 16777216]
+    #[arg(long, value_name = "N", value_parser = rows)]
+    pub max_unwind_rows: Option<u32>,
+    /// Build all unwind tables anew, and keep none for the next run (in $XDG_CACHE_HOME/memwatch, else
+    /// /var/cache/memwatch or ~/.cache/memwatch)
+    #[arg(long)]
+    pub no_cache: bool,
 }
 
 /// Larger maps are refused by the kernel on any machine, after a long time.
@@ -499,6 +519,13 @@ fn blocks(text: &str) -> Result<u32, String> {
 
 fn entries(text: &str) -> Result<u32, String> {
     whole(text, 1, MOST_ENTRIES)
+}
+
+/// Block numbers and rows are counted in 32 bits.
+const MOST_ROWS: u32 = 1 << 30;
+
+fn rows(text: &str) -> Result<u32, String> {
+    whole(text, 1, MOST_ROWS)
 }
 
 #[cfg(test)]

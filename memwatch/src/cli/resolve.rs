@@ -89,6 +89,11 @@ pub enum Command {
     },
     /// Probes that do nothing, for measuring.
     BenchFloor,
+    /// Unwind tables of these files, for measuring.
+    BenchTables {
+        files: Vec<PathBuf>,
+        rounds: usize,
+    },
 }
 
 impl Command {
@@ -173,6 +178,7 @@ pub struct Limits {
     pub max_sites: u32,
     pub max_stacks: u32,
     pub max_processes: u32,
+    pub max_unwind_rows: u32,
     pub max_depth: u32,
 }
 
@@ -193,6 +199,8 @@ pub struct Resolved {
     pub method: Method,
     pub python: PythonMode,
     pub force: bool,
+    /// Unwind tables are kept between runs.
+    pub cache: bool,
     pub output: OutputSpec,
 }
 
@@ -223,6 +231,13 @@ pub fn resolve(cli: Cli) -> Result<Resolved, UsageError> {
         Some(CommandArgs::Ps(arguments)) => ps(arguments),
         Some(CommandArgs::Doctor(arguments)) => doctor(arguments),
         Some(CommandArgs::BenchFloor(arguments)) => bench_floor(&arguments),
+        Some(CommandArgs::BenchTables(arguments)) => Ok(Resolved {
+            command: Command::BenchTables {
+                files: arguments.files,
+                rounds: arguments.rounds,
+            },
+            ..doctor(DoctorArgs::default())?
+        }),
     }
 }
 
@@ -304,6 +319,7 @@ fn watch(name: &'static str, command: Command, arguments: WatchArgs) -> Result<R
         method,
         python: arguments.python.mode.unwrap_or_default(),
         force: arguments.python.force,
+        cache: !arguments.limits.no_cache,
         output: output(name, arguments.output)?,
         target: Some(target),
         command,
@@ -330,6 +346,7 @@ fn ps(arguments: PsArgs) -> Result<Resolved, UsageError> {
         method: Method::default(),
         python: PythonMode::default(),
         force: false,
+        cache: false,
         output: output("ps", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })
@@ -360,6 +377,7 @@ fn doctor(arguments: DoctorArgs) -> Result<Resolved, UsageError> {
         method: Method::default(),
         python: PythonMode::default(),
         force: false,
+        cache: false,
         output: output("doctor", arguments.output)?,
         target: select(arguments.target)?.map(|(_, spec)| spec),
     })

@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ use crate::{
         plan::Abilities,
     },
     target::{ProcRoot, modules::Module, ps, ps_text, select::Target},
+    unwind::measure::TableBench,
     watch::start::{self, Settings, Subject, Told},
 };
 
@@ -62,6 +64,7 @@ fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitCo
         Command::Ps => list(&resolved),
         Command::Doctor { verify } => doctor::run(&resolved, verify),
         Command::BenchFloor => bench_floor(&resolved),
+        Command::BenchTables { ref files, rounds } => bench_tables(&resolved, files, rounds),
     }
 }
 
@@ -91,6 +94,7 @@ pub fn settings(resolved: &Resolved) -> Result<Settings> {
         method: resolved.method,
         python: resolved.python,
         force: resolved.force,
+        cache: resolved.cache,
     })
 }
 
@@ -101,6 +105,7 @@ pub fn bounds(resolved: &Resolved) -> Bounds {
         sites: resolved.limits.max_sites,
         stacks: resolved.limits.max_stacks,
         processes: resolved.limits.max_processes,
+        unwind_rows: resolved.limits.max_unwind_rows,
         max_frames: resolved.limits.max_depth,
         min_bytes: resolved.query.min_size.unwrap_or(0),
         max_bytes: resolved.query.max_size.unwrap_or(u64::MAX),
@@ -176,6 +181,17 @@ fn bench_floor(resolved: &Resolved) -> Result<ExitCode> {
         .enable_all()
         .build()?;
     runtime.block_on(tokio::signal::ctrl_c())?;
+    Ok(ExitCode::Done)
+}
+
+/// What unwind tables take: a line of JSON for each file.
+fn bench_tables(resolved: &Resolved, files: &[PathBuf], rounds: usize) -> Result<ExitCode> {
+    let kernel = start::load_only(&bounds(resolved), resolved.method)?;
+    let mut bench = TableBench::new(&kernel, resolved.limits.max_unwind_rows)?;
+    for path in files {
+        writeln!(std::io::stdout(), "{}", bench.measure(path, rounds)?)?;
+    }
+    writeln!(std::io::stdout(), "{}", bench.memory())?;
     Ok(ExitCode::Done)
 }
 

@@ -14,6 +14,7 @@ use memwatch_common::{
     limits,
     process::{FIRST_KERNEL_INSTANCE, state_place, state_places},
     site::UNKNOWN_SMALL,
+    unwind::BLOCK_ROWS,
 };
 
 use super::{
@@ -34,6 +35,8 @@ pub struct Bounds {
     pub sites: u32,
     pub stacks: u32,
     pub processes: u32,
+    /// Rounded up to whole blocks.
+    pub unwind_rows: u32,
     pub max_frames: u32,
     pub min_bytes: u64,
     pub max_bytes: u64,
@@ -47,6 +50,7 @@ impl Default for Bounds {
             sites: limits::DEFAULT_SITES,
             stacks: limits::DEFAULT_STACKS,
             processes: limits::DEFAULT_PROCESSES,
+            unwind_rows: limits::DEFAULT_UNWIND_ROWS,
             max_frames: limits::MAX_FRAMES as u32,
             min_bytes: 0,
             max_bytes: u64::MAX,
@@ -106,6 +110,7 @@ impl KernelSide {
             .map_max_entries("SITES", bounds.sites)
             .map_max_entries("STACKS", bounds.stacks)
             .map_max_entries("PYTHON_STACKS", bounds.stacks)
+            .map_max_entries("ROWS", bounds.unwind_rows.div_ceil(BLOCK_ROWS as u32).max(1))
             .map_max_entries("PROCESSES", bounds.processes)
             .map_max_entries("STATES", 2 * state_places(bounds.processes))
             .load(OBJECT)

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use object::LittleEndian;
 use object::elf::{
-    EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, ProgramHeader64,
-    SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS, SectionHeader64,
+    ELF_NOTE_GNU, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_GNU_EH_FRAME, PT_LOAD,
+    ProgramHeader64, SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS, SectionHeader64,
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 
@@ -50,6 +50,8 @@ pub(super) struct Elf<'a> {
     pub text: Option<u64>,
     pub got: Option<u64>,
     pub entry: u64,
+    /// Empty when it has none.
+    pub build_id: Vec<u8>,
 }
 
 type Header = FileHeader64<LittleEndian>;
@@ -74,6 +76,7 @@ impl<'a> Elf<'a> {
             text: None,
             got: None,
             entry: header.e_entry.get(LE),
+            build_id: build_id(programs, bytes),
         };
         let sections = header.sections(LE, bytes).unwrap_or_default();
         elf.read_sections(&sections, bytes);
@@ -107,6 +110,21 @@ impl<'a> Elf<'a> {
             }
         }
     }
+}
+
+fn build_id(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Vec<u8> {
+    for program in programs {
+        // One that cannot be read has no notes: files are told apart by their content too.
+        let Ok(Some(mut notes)) = program.notes(LE, bytes) else {
+            continue;
+        };
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == ELF_NOTE_GNU && note.n_type(LE) == NT_GNU_BUILD_ID {
+                return note.desc().to_vec();
+            }
+        }
+    }
+    Vec::new()
 }
 
 fn code_segments<'a>(

@@ -1,254 +1,230 @@
-//! The unwind tables of the watched processes' files, in the kernel's maps.
+//! The unwind tables of the watched processes' files, made by a thread of their own: reading a large file takes longer
+//! than a tick may wait.
 
 use std::{
-    collections::{HashMap, HashSet},
-    fs, io,
-    os::fd::AsFd as _,
-    os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
+    },
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use memwatch_common::{
-    limits::ROW_BLOCKS,
-    unwind::{BLOCK_ROWS, CodeRange, MAX_RANGES, Page, PageKey, Row, RowBlock, Space, code_place},
+
+use super::{
+    cache::Cache,
+    kernel_tables::{KernelTables, Maps},
+    worker::Worker,
+};
+use crate::{
+    probe::load::KernelSide,
+    target::{modules::ProcessModules, vdso},
 };
 
-use super::{Interner, Table, build};
-use crate::{
-    collect::batch,
-    probe::load::KernelSide,
-    target::{
-        file_id::{FileId, FileIds},
-        modules::{Module, ProcessModules, Range},
-        vdso,
-    },
-};
+/// How often it is looked whether a table that found no room is more useful than one that did.
+const LOOK_AT_USE_EVERY: Duration = Duration::from_secs(2);
+
+/// What has become of all tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub built: u64,
+    pub from_cache: u64,
+    /// Files with the content of another one.
+    pub shared: u64,
+    /// Reading files, building, and the cache.
+    pub spent: Duration,
+    /// How often a file that some process maps had to do without its table, for want of room.
+    pub lost: u64,
+    /// How often such a file got its table after all.
+    pub brought_back: u64,
+    /// Rows that have a place in the kernel; unused ones at the end of a file included.
+    pub rows: u64,
+    pub most_rows: u64,
+    /// Since last asked: what went wrong, in words.
+    pub failures: Vec<String>,
+}
+
+impl Progress {
+    pub(super) fn fail(&mut self, what: String) {
+        /// More would say nothing new.
+        const MOST: usize = 20;
+        if self.failures.len() < MOST {
+            self.failures.push(what);
+        }
+    }
+}
+
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            built, from_cache, ..
+        } = self;
+        let took = self.spent.as_secs_f64() * 1e3;
+        write!(
+            f,
+            "{built} unwind tables built, {from_cache} from the cache, in {took:.1} ms"
+        )
+    }
+}
+
+enum Command {
+    Map(u32, u32, ProcessModules),
+    Prepare(PathBuf),
+    Unmap(Vec<u32>),
+    /// Answered when nothing is left to do.
+    Wait(Sender<()>),
+}
 
 /// Builds each file's table once and tells the kernel side where each process has its code.
 pub struct Publisher {
-    maps: Maps,
-    interner: Interner,
-    rules_written: usize,
-    next_block: u32,
-    objects: HashMap<FileId, Object>,
-    vdso: Option<Object>,
-    spaces: HashMap<u32, Published>,
-    next_version: u32,
-    /// Files whose rows found no room, or could not be read.
-    without: HashSet<FileId>,
+    commands: Sender<Command>,
+    progress: Arc<Mutex<Progress>>,
 }
 
-struct Maps {
-    rules: OwnedFd,
-    rows: OwnedFd,
-    pages: OwnedFd,
-    spaces: OwnedFd,
-    versions: OwnedFd,
+/// What is settled before the first table.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub most_rows: u32,
+    /// Keep tables between runs.
+    pub cache: bool,
+    /// Called when many tables were built.
+    pub give_back_memory: Option<fn()>,
 }
-
-/// A file whose rows are in the kernel.
-struct Object {
-    number: u32,
-    /// Its table without rows: what addresses in a process are in the file.
-    layout: Table,
-}
-
-struct Published {
-    ranges: Vec<CodeRange>,
-}
-
-/// The number of the vdso, which is no file.
-const VDSO: u32 = 0;
 
 impl Publisher {
-    pub fn new(kernel: &KernelSide) -> Result<Self> {
-        let maps = Maps {
-            rules: kernel.own_map("RULES")?,
-            rows: kernel.own_map("ROWS")?,
-            pages: kernel.own_map("PAGES")?,
-            spaces: kernel.own_map("SPACES")?,
-            versions: kernel.own_map("SPACE_VERSIONS")?,
-        };
-        let mut publisher = Self {
-            maps,
-            interner: Interner::new(),
-            rules_written: 0,
-            next_block: 0,
-            objects: HashMap::new(),
-            vdso: None,
-            spaces: HashMap::new(),
-            next_version: 1,
-            without: HashSet::new(),
-        };
-        publisher.write_rules().context("cannot write unwind rules")?;
-        if let Some(bytes) = vdso::image() {
-            publisher.vdso = publisher.object(VDSO, &bytes).ok();
-        }
-        Ok(publisher)
+    pub fn new(kernel: &KernelSide, settings: Settings) -> Result<Self> {
+        let maps = Maps::new(kernel)?;
+        let cache = if settings.cache { Cache::open() } else { None };
+        let image = vdso::image();
+        let worker = Worker::new(maps, settings.most_rows, cache, image.as_deref())
+            .context("cannot write unwind rules")?;
+        let (commands, received) = mpsc::channel();
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let shared = Arc::clone(&progress);
+        // It ends when this side goes away; nobody waits for it, as what it writes outside the kernel is whole or not there.
+        thread::Builder::new()
+            .name("unwind-tables".to_owned())
+            .spawn(move || run(worker, &received, &shared, settings.give_back_memory))
+            .context("cannot start a thread for unwind tables")?;
+        Ok(Self { commands, progress })
     }
 
-    /// Publishes where a process has its code now. What cannot be had is left out: stacks end there, and that is
-    /// counted.
-    pub fn refresh(&mut self, instance: u32, modules: &ProcessModules) -> Result<()> {
-        let mut ranges = Vec::new();
-        for module in &modules.modules {
-            if let Some(object) = self.module(module) {
-                ranges.extend(module.ranges.iter().filter_map(|range| code_range(object, range)));
-            }
-        }
-        if let (Some((start, end)), Some(object)) = (modules.vdso, &self.vdso) {
-            ranges.extend(code_range(
-                object,
-                &Range {
-                    start,
-                    end,
-                    offset: 0,
-                },
-            ));
-        }
-        ranges.sort_by_key(|range| range.start);
-        ranges.truncate(MAX_RANGES);
-        if self
-            .spaces
-            .get(&instance)
-            .is_some_and(|published| published.ranges == ranges)
-        {
-            return Ok(());
-        }
-        #[expect(
-            clippy::large_stack_arrays,
-            reason = "24 KiB, once a change of a process's mappings"
-        )]
-        let mut space = Box::new(Space {
-            count: ranges.len() as u32,
-            reserved: 0,
-            ranges: [CodeRange::default(); MAX_RANGES],
-        });
-        space.ranges[..ranges.len()].copy_from_slice(&ranges);
-        batch::set(self.maps.spaces.as_fd(), &instance, &*space)
-            .context("cannot tell the kernel side where code is")?;
-        // After the ranges: what was looked up in between is looked up again.
-        let place = code_place(instance);
-        batch::set(self.maps.versions.as_fd(), &place, &self.next_version)
-            .context("cannot tell the kernel side that code has changed")?;
-        self.next_version += 1;
-        self.spaces.insert(instance, Published { ranges });
-        Ok(())
+    /// A process has its code there now. What cannot be had is left out: stacks end there, and that is counted.
+    pub fn map(&self, instance: u32, pid: u32, modules: &ProcessModules) {
+        self.send(Command::Map(instance, pid, modules.clone()));
     }
 
-    pub fn forget(&mut self, instances: &[u32]) {
-        for instance in instances {
-            self.spaces.remove(instance);
-        }
-        // One that cannot be taken out stays until memwatch ends.
-        let _ = batch::delete(self.maps.spaces.as_fd(), instances);
+    /// The table of a file that is going to be mapped.
+    pub fn prepare(&self, path: &Path) {
+        self.send(Command::Prepare(path.to_owned()));
     }
 
-    /// Builds the table of a file that is going to be mapped.
-    pub fn prepare(&mut self, path: &Path) -> Result<()> {
-        let id = FileIds::default().look_up(path)?.id;
-        if !self.objects.contains_key(&id) {
-            let object = self.file(self.objects.len() as u32 + 1, path)?;
-            self.objects.insert(id, object);
+    pub fn unmap(&self, instances: Vec<u32>) {
+        if !instances.is_empty() {
+            self.send(Command::Unmap(instances));
         }
-        Ok(())
     }
 
-    fn module(&mut self, module: &Module) -> Option<&Object> {
-        let id = module.id?;
-        if !self.objects.contains_key(&id) && !self.without.contains(&id) {
-            let number = self.objects.len() as u32 + 1;
-            match module.access_path.as_deref().map(|path| self.file(number, path)) {
-                Some(Ok(object)) => {
-                    self.objects.insert(id, object);
-                }
-                // Its stacks end there, which the kernel side counts.
-                Some(Err(_)) | None => {
-                    self.without.insert(id);
-                }
-            }
-        }
-        self.objects.get(&id)
+    /// Returns when everything so far is done, or when that takes longer. True when it is done.
+    pub fn wait(&self, most: Duration) -> bool {
+        let (done, is_done) = mpsc::channel();
+        self.send(Command::Wait(done));
+        is_done.recv_timeout(most).is_ok()
     }
 
-    fn file(&mut self, number: u32, path: &Path) -> Result<Object> {
-        let file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        // SAFETY: the mapping is private; a file that is cut meanwhile would raise SIGBUS, as it would in the
-        // target, whose code it is.
-        let bytes =
-            unsafe { memmap2::Mmap::map(&file) }.with_context(|| format!("cannot map {}", path.display()))?;
-        self.object(number, &bytes)
+    pub fn progress(&self) -> Progress {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = std::mem::take(&mut progress.failures);
+        Progress {
+            failures,
+            ..progress.clone()
+        }
     }
 
-    /// Builds a table and writes it to the kernel: rules first, then rows, then the pages that lead to them.
-    fn object(&mut self, number: u32, bytes: &[u8]) -> Result<Object> {
-        let mut table = build(bytes)?;
-        let rows = self.interner.translate(&table);
-        self.write_rules()?;
-        let blocks = rows.len().div_ceil(BLOCK_ROWS) as u32;
-        if self.next_block + blocks > ROW_BLOCKS {
-            anyhow::bail!("no room for {} more unwind rows", rows.len());
-        }
-        let first = self.next_block;
-        self.next_block += blocks;
-        self.write_rows(first, &rows)?;
-        for entry in &table.pages {
-            let key = PageKey {
-                object: number,
-                page: entry.page,
-            };
-            let page = Page {
-                first_row: entry.rows.first_row + first * BLOCK_ROWS as u32,
-                count: entry.rows.count,
-            };
-            batch::set(self.maps.pages.as_fd(), &key, &page).context("cannot write unwind pages")?;
-        }
-        table.rows = Vec::new();
-        table.pages = Vec::new();
-        table.rules = Vec::new();
-        Ok(Object {
-            number,
-            layout: table,
-        })
+    fn send(&self, command: Command) {
+        // The thread ends after us. Should it have panicked, stacks end early, and the kernel side counts them.
+        let _ = self.commands.send(command);
     }
-
-    fn write_rules(&mut self) -> io::Result<()> {
-        for (number, rule) in self.interner.rules().iter().enumerate().skip(self.rules_written) {
-            batch::set(self.maps.rules.as_fd(), &(number as u32), rule)?;
-        }
-        self.rules_written = self.interner.rules().len();
-        Ok(())
-    }
-
-    fn write_rows(&self, first: u32, rows: &[Row]) -> Result<()> {
-        for (number, piece) in (first..).zip(rows.chunks(BLOCK_ROWS)) {
-            let mut block = RowBlock {
-                rows: [Row::default(); BLOCK_ROWS],
-            };
-            block.rows[..piece.len()].copy_from_slice(piece);
-            batch::set(self.maps.rows.as_fd(), &number, &block).context("cannot write unwind rows")?;
-        }
-        Ok(())
-    }
-}
-
-fn code_range(object: &Object, range: &Range) -> Option<CodeRange> {
-    let bias = object.layout.bias(range.start, range.offset)?;
-    let bytes = u32::try_from(range.end - range.start).ok()?;
-    Some(CodeRange {
-        start: range.start,
-        bias,
-        bytes,
-        object: object.number,
-    })
 }
 
 impl std::fmt::Debug for Publisher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Publisher")
-            .field("objects", &self.objects.len())
-            .field("spaces", &self.spaces.len())
+            .field("progress", &self.progress)
             .finish_non_exhaustive()
     }
+}
+
+/// The thread.
+fn run<K: KernelTables>(
+    mut worker: Worker<K>,
+    commands: &Receiver<Command>,
+    progress: &Mutex<Progress>,
+    give_back_memory: Option<fn()>,
+) {
+    let mut waiting = Vec::new();
+    loop {
+        match next(commands, &worker) {
+            Next::Command(command) => {
+                match command {
+                    Command::Map(instance, pid, modules) => worker.map(instance, pid, &modules),
+                    Command::Prepare(path) => worker.prepare(&path),
+                    Command::Unmap(instances) => worker.unmap(&instances),
+                    Command::Wait(done) => waiting.push(done),
+                }
+                // All that is known first: files that many processes map are built once.
+                if !worker.is_idle() || waiting.is_empty() {
+                    continue;
+                }
+            }
+            Next::Work => worker.work(),
+            Next::LookAtUse => worker.look_at_use(),
+            Next::End => return,
+        }
+        tell(&mut worker, progress);
+        if worker.is_idle() {
+            if let Some(give_back) = give_back_memory {
+                give_back();
+            }
+            for done in waiting.drain(..) {
+                // Who does not wait any more need not be told.
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+enum Next {
+    Command(Command),
+    Work,
+    LookAtUse,
+    End,
+}
+
+fn next<K: KernelTables>(commands: &Receiver<Command>, worker: &Worker<K>) -> Next {
+    if !worker.is_idle() {
+        return match commands.try_recv() {
+            Ok(command) => Next::Command(command),
+            Err(TryRecvError::Empty) => Next::Work,
+            Err(TryRecvError::Disconnected) => Next::End,
+        };
+    }
+    if !worker.misses_some() {
+        return commands.recv().map_or(Next::End, Next::Command);
+    }
+    match commands.recv_timeout(LOOK_AT_USE_EVERY) {
+        Ok(command) => Next::Command(command),
+        Err(RecvTimeoutError::Timeout) => Next::LookAtUse,
+        Err(RecvTimeoutError::Disconnected) => Next::End,
+    }
+}
+
+fn tell<K: KernelTables>(worker: &mut Worker<K>, progress: &Mutex<Progress>) {
+    let mut new = worker.progress();
+    let mut shared = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut failures = std::mem::take(&mut shared.failures);
+    failures.append(&mut new.failures);
+    *shared = Progress { failures, ..new };
 }

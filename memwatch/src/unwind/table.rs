@@ -4,6 +4,7 @@ use memwatch_common::unwind::{FIXED_RULES, PAGE_SHIFT, Page, RULE_NONE, Row, Rul
 
 use super::collect::Collector;
 use super::elf::{Elf, Segment};
+use super::fingerprint::Fingerprint;
 use super::pages;
 use super::stats::TableStats;
 
@@ -51,12 +52,43 @@ pub struct Table {
 /// Takes time and memory in proportion to the size of the unwind sections, whatever is in them. What cannot be
 /// read or expressed is left out and counted in [`Table::stats`].
 pub fn build(bytes: &[u8]) -> Result<Table, BuildError> {
-    let elf = Elf::parse(bytes)?;
-    let mapped = elf.code.iter().map(|(segment, _)| segment.size).sum::<u64>();
-    if mapped >> PAGE_SHIFT >= MAX_PAGES {
-        return Err(BuildError::Layout);
+    Ok(Source::read(bytes)?.build())
+}
+
+/// A file as far as it has to be read to know whether its table is there already.
+pub struct Source<'a>(Elf<'a>);
+
+impl<'a> Source<'a> {
+    pub fn read(bytes: &'a [u8]) -> Result<Self, BuildError> {
+        let elf = Elf::parse(bytes)?;
+        let mapped = elf.code.iter().map(|(segment, _)| segment.size).sum::<u64>();
+        if mapped >> PAGE_SHIFT >= MAX_PAGES {
+            return Err(BuildError::Layout);
+        }
+        Ok(Self(elf))
     }
-    let mut collector = Collector::new(&elf);
+
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.0)
+    }
+
+    pub fn segments(&self) -> Vec<Segment> {
+        self.0.code.iter().map(|(segment, _)| *segment).collect()
+    }
+
+    pub fn build(&self) -> Table {
+        build_from(&self.0)
+    }
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Source").field(&self.segments()).finish()
+    }
+}
+
+fn build_from(elf: &Elf<'_>) -> Table {
+    let mut collector = Collector::new(elf);
     collector.read_all();
     collector.fill_gaps();
     let collected = collector.finish();
@@ -64,13 +96,27 @@ pub fn build(bytes: &[u8]) -> Result<Table, BuildError> {
     let mut stats = collected.stats;
     stats.code_bytes = elf.code_bytes;
     stats.covered_bytes = paged.covered_bytes;
-    Ok(Table {
+    Table {
         segments: elf.code.iter().map(|(segment, _)| *segment).collect(),
         pages: paged.pages,
         rows: paged.rows,
         rules: collected.rules,
         stats,
-    })
+    }
+}
+
+/// What to subtract from an address in a process, to get that in the file: for a mapping that begins at `start` and shows
+/// the file from `offset` on. None when the file has no code there.
+pub fn bias(segments: &[Segment], start: u64, offset: u64) -> Option<u64> {
+    let mapped = |segment: &&Segment| {
+        (segment.file_offset & !0xfff..segment.file_offset + segment.size).contains(&offset)
+    };
+    let segment = segments.iter().find(mapped)?;
+    let address = segment
+        .address
+        .wrapping_add(offset)
+        .wrapping_sub(segment.file_offset);
+    Some(start.wrapping_sub(address))
 }
 
 impl Table {
@@ -95,18 +141,9 @@ impl Table {
             .unwrap_or_default()
     }
 
-    /// What to subtract from an address in a process, to get that in the file: for a mapping that begins at `start`
-    /// and shows the file from `offset` on. None when the file has no code there.
+    /// See [`bias`].
     pub fn bias(&self, start: u64, offset: u64) -> Option<u64> {
-        let mapped = |segment: &&Segment| {
-            (segment.file_offset & !0xfff..segment.file_offset + segment.size).contains(&offset)
-        };
-        let segment = self.segments.iter().find(mapped)?;
-        let address = segment
-            .address
-            .wrapping_add(offset)
-            .wrapping_sub(segment.file_offset);
-        Some(start.wrapping_sub(address))
+        bias(&self.segments, start, offset)
     }
 
     /// Whether the parts fit together, which lookups rely on.

@@ -36,7 +36,7 @@ use crate::{
         select::{Selector, Target},
         status::Seccomp,
     },
-    unwind::publish::Publisher,
+    unwind::publish::{self, Publisher},
 };
 
 /// What is watched.
@@ -58,6 +58,9 @@ named! {
         Process = "process",
     }
 }
+
+/// Tables are waited for this long before a watch begins.
+const MOST_FOR_TABLES: Duration = Duration::from_secs(10);
 
 named! {
     /// How Python programs are watched.
@@ -84,6 +87,8 @@ pub struct Settings {
     pub python: PythonMode,
     /// With [`PythonMode::Exact`]: whatever it costs the target.
     pub force: bool,
+    /// Unwind tables are kept between runs.
+    pub cache: bool,
 }
 
 /// What is told while a watch is put in place.
@@ -139,7 +144,14 @@ pub fn start(settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<Watc
         attacher,
         model: Model::new(),
         symbolizer,
-        publisher: Publisher::new(&kernel)?,
+        publisher: Publisher::new(
+            &kernel,
+            publish::Settings {
+                most_rows: settings.bounds.unwind_rows,
+                cache: settings.cache,
+                give_back_memory: GIVE_BACK_MEMORY.get().copied(),
+            },
+        )?,
         pythons: Pythons::new(&kernel, proc.clone())?,
         pools: Pools::new(&kernel, settings.python)?,
         describer: Describer::new(proc.clone()),
@@ -265,7 +277,7 @@ impl Watch {
                         .fail("*", &library.display().to_string(), format!("{error:#}"));
                 }
                 // Without it stacks through this file end early, which the kernel side counts.
-                let _ = self.publisher.prepare(library);
+                self.publisher.prepare(library);
             }
         } else {
             self.attach_all(settings, pids, progress)?;
@@ -273,6 +285,7 @@ impl Watch {
                 self.decide_on_exact(settings, told)?;
             }
         }
+        self.wait_for_tables(told);
         self.end_those_gone(pids)?;
         // From here on nothing is missed.
         self.since = jiff::Timestamp::now();
@@ -296,6 +309,19 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// They are built while probes are put in place; what is not done by now is waited for, so that the first stacks are
+    /// whole.
+    fn wait_for_tables(&mut self, told: &mut dyn FnMut(Told<'_>)) {
+        let done = self.publisher.wait(MOST_FOR_TABLES);
+        told(Told::Step(&self.publisher.progress().to_string()));
+        if !done {
+            self.notice(
+                "unwind tables are still being built: the first stacks may end early".to_owned(),
+                Effect::Stacks,
+            );
+        }
     }
 
     /// Each block of CPython can cost a busy program more than it has: it is told before, and pools are watched instead
@@ -374,7 +400,6 @@ impl Watch {
             let Some(instance) = self.alive.get(pid).copied() else {
                 continue;
             };
-            progress(&format!("reading the unwind tables of process {pid}"));
             self.publish(*pid, &attached.modules);
             self.symbolizer.add_process(instance, *pid, None);
             self.look_for_python(*pid, instance, &attached.modules);

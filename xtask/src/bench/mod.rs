@@ -10,6 +10,7 @@ mod peers;
 mod python;
 mod stats;
 mod table;
+mod tables;
 mod walk;
 
 use std::{path::Path, time::Duration};
@@ -65,6 +66,8 @@ enum Part {
     Walk,
     /// Calls whose stack is never where it was at the call before
     Moving,
+    /// What unwind tables take
+    Tables,
 }
 
 impl Options {
@@ -105,8 +108,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut contestants = contestant::all(&memwatch);
     contestants.retain(|contestant| options.wants(contestant));
-    if contestants.iter().any(Contestant::is_ours) || !options.skips(Part::Own) || !options.skips(Part::Walk)
-    {
+    let parts = [Part::Own, Part::Walk, Part::Tables];
+    if contestants.iter().any(Contestant::is_ours) || parts.iter().any(|part| !options.skips(*part)) {
         shell::build_memwatch()?;
     }
     let program = pairs::compile(pairs::Frames::WithPointers)?;
@@ -150,6 +153,9 @@ pub fn run(options: &Options) -> Result<()> {
         options.seconds,
     );
     text += &walk;
+    if !options.skips(Part::Tables) {
+        text += &tables::measure(&memwatch, options.rounds)?;
+    }
     println!("{text}");
     ensure!(
         failed == 0 && !own_failed,

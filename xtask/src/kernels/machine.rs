@@ -116,7 +116,8 @@ pub fn pack(folder: &Path, memwatch: &Path, test_program: &Path, tests: &[String
     let setpriv = shell::program("setpriv").context("there is no setpriv")?;
     copy(&setpriv, &inside(&root, &setpriv))?;
     programs.push(setpriv);
-    for library in libraries(&programs) {
+    let loaders = programs.iter().filter_map(|program| loader(program));
+    for library in libraries(&programs).into_iter().chain(loaders) {
         copy(&library, &inside(&root, &library))?;
     }
     let init = root.join("init");
@@ -163,7 +164,21 @@ fn libraries(programs: &[PathBuf]) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// What the kernel starts: doctor, the tests, the end.
+/// What the kernel starts in a program's place to load it. musl's is a library too, which glibc's `ldd` does not find.
+fn loader(program: &Path) -> Option<PathBuf> {
+    let shown = shell::output(
+        Command::new("readelf")
+            .args(["--program-headers", "--wide"])
+            .arg(program),
+    );
+    let shown = shown.ok()?;
+    let (_, rest) = shown.split_once("program interpreter: ")?;
+    let (path, _) = rest.split_once(']')?;
+    Some(PathBuf::from(path)).filter(|path| path.is_file())
+}
+
+/// What the kernel starts: doctor, the tests, the end, for which the console gets time to print all. Everything is in
+/// memory already, so nothing is mounted over where files were packed.
 fn first_program(workspace: &Path, tests: &[String]) -> String {
     let (workspace, tests) = (workspace.display(), tests.join(" "));
     format!(
@@ -173,14 +188,14 @@ export PATH=/bin:/usr/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
 mount -t tracefs tracing /sys/kernel/tracing
-printf '\\n{UP}%s\\n' \"$(uname -r)\"
+printf \"\\n{UP}%s\\n\" \"$(uname -r)\"
 /memwatch/memwatch doctor --verify
 cd {workspace}
 export MEMWATCH_BIN=/memwatch/memwatch MEMWATCH_REQUIRE_BPF=1 MEMWATCH_TEST_PATIENCE=600
 /memwatch/truth --test-threads 1 {tests}
-printf '\\n{ENDED}\\n'
+printf \"\\n{ENDED}\\n\"
+sleep 2
 poweroff -f
 "
     )
@@ -215,9 +230,25 @@ mod tests {
     }
 
     #[test]
+    fn the_first_program_is_read_as_it_is_meant() {
+        let text = first_program(Path::new("/w"), &["a".to_owned(), "b::c".to_owned()]);
+        // What is quoted must end on its line: markers have apostrophes.
+        for line in text.lines().filter(|line| line.starts_with("printf")) {
+            let printed = shell::output(Command::new("sh").args(["-c", line])).unwrap();
+            assert!(
+                printed.contains(UP) || printed.contains(ENDED),
+                "{line} prints {printed}"
+            );
+        }
+        assert!(text.contains("/memwatch/truth --test-threads 1 a b::c\n"));
+    }
+
+    #[test]
     fn libraries_are_found_and_static_programs_have_none() {
         let own = std::env::current_exe().unwrap();
-        let found = libraries(&[own, PathBuf::from("/no/such/program")]);
+        let found = libraries(&[own.clone(), PathBuf::from("/no/such/program")]);
         assert!(found.iter().any(|path| path.ends_with("libc.so.6")), "{found:?}");
+        assert!(loader(&own).is_some_and(|path| path.is_absolute()));
+        assert_eq!(loader(Path::new("/no/such/program")), None);
     }
 }

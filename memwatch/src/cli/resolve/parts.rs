@@ -233,6 +233,7 @@ pub(super) fn bounds(arguments: &LimitArgs, target: &TargetSpec) -> Result<Limit
         max_sites: arguments.max_sites.unwrap_or(limits::DEFAULT_SITES),
         max_stacks: arguments.max_stacks.unwrap_or(limits::DEFAULT_STACKS),
         max_processes: arguments.max_processes.unwrap_or(limits::DEFAULT_PROCESSES),
+        max_unwind_rows: arguments.max_unwind_rows.unwrap_or(limits::DEFAULT_UNWIND_ROWS),
         max_depth: arguments.max_depth.unwrap_or(limits::MAX_FRAMES as u32),
     })
 }

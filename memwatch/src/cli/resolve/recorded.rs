@@ -103,6 +103,7 @@ fn file(name: &'static str, command: Command, arguments: WatchArgs) -> Result<Re
         follow: false,
         python: PythonMode::default(),
         force: false,
+        cache: false,
         interval: DEFAULT_INTERVAL,
         duration: None,
         ticks: None,
@@ -150,6 +151,8 @@ fn only_while_watching(arguments: &WatchArgs) -> Option<(&'static str, &'static 
         (limits.max_sites.is_some(), "--max-sites", is_past),
         (limits.max_stacks.is_some(), "--max-stacks", is_past),
         (limits.max_processes.is_some(), "--max-processes", is_past),
+        (limits.max_unwind_rows.is_some(), "--max-unwind-rows", is_past),
+        (limits.no_cache, "--no-cache", is_past),
     ]
     .into_iter()
     .find_map(|(is_given, option, advice)| is_given.then_some((option, advice)))

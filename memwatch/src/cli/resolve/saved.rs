@@ -179,6 +179,7 @@ fn resolved(name: &'static str, arguments: WatchArgs, source: &SourceSpec) -> Re
         follow,
         python,
         force: arguments.python.force,
+        cache: !arguments.limits.no_cache,
         interval,
         duration,
         ticks,

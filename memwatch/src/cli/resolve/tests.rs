@@ -30,6 +30,7 @@ fn a_bare_target_is_top_with_every_default() {
             method: Method::Session,
             python: PythonMode::Pools,
             force: false,
+            cache: true,
             interval: Duration::from_secs(1),
             duration: None,
             ticks: None,
@@ -40,6 +41,7 @@ fn a_bare_target_is_top_with_every_default() {
                 max_sites: 1 << 16,
                 max_stacks: 1 << 16,
                 max_processes: 1 << 13,
+                max_unwind_rows: 1 << 24,
                 max_depth: 127,
             },
             fail_on_growth: None,
@@ -77,7 +79,7 @@ fn everything_that_is_asked_for_arrives() {
     let all = good(
         "top -p 1 -i 250ms -d 1m30s --count 7 -n 3 --group-by line --cumulative --sort growth --include libx* \
          --include *.py --exclude a --domain mmap,native -z 64 -Z 1M --older-than 10s --frames 5 --max-depth 32 \
-         --max-blocks 1000 --max-blocks-per-process 500 --max-sites 10 --max-stacks 11 --max-processes 12 \
+         --max-blocks 1000 --max-blocks-per-process 500 --max-sites 10 --max-stacks 11 --max-processes 12 --max-unwind-rows 13 \
          --fail-on-growth 10MiB --unit mib --format json -o out.json --color never -vv --python off --sample-bytes 0",
     );
     assert_eq!(
@@ -109,6 +111,7 @@ fn everything_that_is_asked_for_arrives() {
             max_sites: 10,
             max_stacks: 11,
             max_processes: 12,
+            max_unwind_rows: 13,
             max_depth: 32,
         }
     );

@@ -1,6 +1,11 @@
+mod cache;
 mod hostile;
 mod image;
+mod kernel;
 mod live;
 mod oracle;
 mod real;
+mod room;
 mod synthetic;
+mod walks;
+mod worker;

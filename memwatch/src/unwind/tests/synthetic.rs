@@ -36,9 +36,9 @@ fn group_of(format: Format) -> CommonInformationEntry {
     group
 }
 
-type Program = Vec<(u32, CallFrameInstruction)>;
+pub type Program = Vec<(u32, CallFrameInstruction)>;
 
-fn frames(functions: &[(u64, u32, Program)]) -> FrameTable {
+pub fn frames(functions: &[(u64, u32, Program)]) -> FrameTable {
     let mut frames = FrameTable::default();
     let group = frames.add_cie(group());
     for (start, length, program) in functions {
@@ -49,6 +49,12 @@ fn frames(functions: &[(u64, u32, Program)]) -> FrameTable {
         frames.add_fde(group, function);
     }
     frames
+}
+
+/// A section of one function, another for each number.
+pub fn small_section(which: u32) -> Vec<u8> {
+    let offset = CallFrameInstruction::CfaOffset(16 + 8 * which as i32);
+    eh_frame(&frames(&[(CODE, 0x100, vec![(1, offset)])]))
 }
 
 fn table_of(functions: &[(u64, u32, Program)]) -> Table {
