@@ -6,6 +6,7 @@ pub mod controller;
 pub mod export;
 pub mod format;
 pub mod model;
+mod numbers;
 mod pipe;
 pub mod probe;
 pub mod python;

@@ -25,7 +25,6 @@ pub mod file;
 mod frame;
 mod header;
 mod names;
-mod numbers;
 mod processes;
 mod reader;
 mod section;

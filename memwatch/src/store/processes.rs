@@ -6,13 +6,13 @@ use memwatch_common::ProcessState;
 use serde::{Deserialize, Serialize};
 
 use super::Bounds;
-use super::error::Bad;
-use super::numbers::{Input, put, put_difference};
 use super::section::Section;
 use crate::model::mappings::Untracked;
 use crate::model::processes::{Instance, ProcessFacts};
 use crate::model::state::Model;
 use crate::model::state::replay::Mapped;
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_difference};
 
 /// Who a process is.
 #[expect(

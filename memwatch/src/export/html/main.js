@@ -75,8 +75,9 @@ function put(id, ...elements) {
 }
 
 function main() {
-  const { report, frames, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
-  for (const row of report.rows) row.frames = row.frames.map((id) => frames[id]);
+  const { report, rows, frames, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
+  for (const row of rows) row.frames = row.frames.map((id) => frames[id]);
+  report.rows = rows;
   document.getElementById("theme").addEventListener("click", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

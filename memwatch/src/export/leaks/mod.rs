@@ -251,7 +251,7 @@ fn stack(row: &Row, options: &LeakOptions) -> Vec<String> {
         row.inuse_objects
     )];
     let shown = options.frames.unwrap_or(usize::MAX);
-    lines.extend(row.frames.iter().take(shown).map(name::frame));
+    lines.extend(row.frames.iter().take(shown).map(|frame| name::frame(frame)));
     if row.frames.is_empty() {
         lines.push("[no stack]".to_owned());
     } else if row.truncated {
