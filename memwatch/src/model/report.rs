@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::exit::Exit;
+
 pub const SCHEMA: &str = "memwatch.report/1";
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -199,6 +201,9 @@ pub struct Process {
     pub rss_bytes: Option<u64>,
     pub peak_rss_bytes: Option<u64>,
     pub exited: bool,
+    /// Null while it runs, and where it is not known.
+    #[serde(default)]
+    pub exit: Option<Exit>,
     /// This pid's program was replaced by `exec`; the entry tells of the program before.
     pub replaced: bool,
     pub totals: BTreeMap<String, Totals>,
@@ -206,6 +211,14 @@ pub struct Process {
     pub inherited: Option<Inherited>,
     /// What an allocator mapped for itself; holds the blocks of the other domains and is not added to them.
     pub allocator_mapped_bytes: Option<u64>,
+}
+
+impl Process {
+    /// What became of it; none while it runs, or when another program took its place.
+    pub fn end(&self) -> Option<String> {
+        let words = self.exit.unwrap_or_default().words();
+        self.exited.then_some(words)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

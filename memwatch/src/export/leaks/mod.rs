@@ -186,9 +186,7 @@ fn identity(process: &Process, options: &LeakOptions) -> String {
         "most RSS ever {}",
         known(process.peak_rss_bytes, options)
     ));
-    if process.exited {
-        parts.push("has ended".to_owned());
-    }
+    parts.extend(process.end());
     parts.join(", ")
 }
 
