@@ -5,6 +5,8 @@ pub mod collect;
 pub mod controller;
 pub mod export;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod model;
 mod numbers;
 mod pipe;
