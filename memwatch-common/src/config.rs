@@ -44,7 +44,10 @@ pub struct Config {
     pub vma_flags: u32,
     /// See [`crate::process::state_place`].
     pub state_places: u32,
+    pub task_exit_code: u32,
+    /// Of `struct signal_struct`: set in those that were chosen to be killed for want of memory.
+    pub signal_oom_mm: u32,
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 112);
+const _: () = assert!(size_of::<Config>() == 120);

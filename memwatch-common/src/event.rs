@@ -8,7 +8,7 @@ pub enum EventKind {
     Fork = 2,
     /// A watched process started another program. `instance` is the new one, `a` the old.
     Exec = 3,
-    /// A watched process ended. `instance`; `a`/`b` are unused.
+    /// A watched process ended. `instance`; `flags` are `EXIT_*`, `a` is its status as `wait` tells it.
     Exit = 4,
     /// `a` bytes were mapped at `address`; `flags` are `MAPPING_*`. `begin_ns` to `end_ns` is the system call.
     Map = 5,
@@ -34,6 +34,11 @@ impl EventKind {
         }
     }
 }
+
+/// The status of the process that ended is known.
+pub const EXIT_STATUS: u32 = 1;
+/// The kernel had chosen it to be killed for want of memory.
+pub const EXIT_OUT_OF_MEMORY: u32 = 2;
 
 /// The mapping has no file behind it.
 pub const MAPPING_ANONYMOUS: u32 = 1;

@@ -8,6 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use memwatch_common::{
     Config, Counter, Event, EventKind, ProcessState,
+    event::{EXIT_OUT_OF_MEMORY, EXIT_STATUS},
     process::{MAX_ANCESTORS, PROCESS_EXITED, PROCESS_FOLLOW, PROCESS_FORKED, state_place},
 };
 
@@ -170,20 +171,27 @@ pub fn process_exit(context: RawTracePointContext) -> i32 {
         return 0;
     };
     let task: u64 = context.arg(0);
+    let mut event = event(EventKind::Exit, tgid, state.instance);
     if config.task_signal != 0 && config.signal_live != 0 {
         // SAFETY: the helper checks the address.
         let signal = unsafe { read_kernel(task + u64::from(config.task_signal)) };
         if kernel_u32(signal + u64::from(config.signal_live)) != 0 {
             return 0;
         }
+        // SAFETY: the helper checks the address.
+        let chosen = unsafe { read_kernel(signal + u64::from(config.signal_oom_mm)) };
+        if config.signal_oom_mm != 0 && chosen != 0 {
+            event.flags |= EXIT_OUT_OF_MEMORY;
+        }
     } else if tgid != bpf_get_current_pid_tgid() as u32 {
         return 0;
     }
     state.flags |= PROCESS_EXITED;
     debug!(&context, "exit: {}", tgid);
-    send(
-        &event(EventKind::Exit, tgid, state.instance),
-        Counter::LifecycleLost,
-    );
+    if config.task_exit_code != 0 {
+        event.flags |= EXIT_STATUS;
+        event.a = u64::from(kernel_u32(task + u64::from(config.task_exit_code)));
+    }
+    send(&event, Counter::LifecycleLost);
     0
 }

@@ -5,8 +5,11 @@ pub mod collect;
 pub mod controller;
 pub mod export;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod model;
 pub mod named;
+mod numbers;
 mod pipe;
 pub mod probe;
 pub mod python;

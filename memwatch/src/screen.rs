@@ -113,8 +113,6 @@ impl View {
             if self.watch.all_ended() && !self.ended {
                 self.ended = true;
                 self.tick()?;
-                self.state
-                    .ended("the target ended; these are its last numbers (q to leave)");
             }
         }
     }

@@ -82,7 +82,7 @@ fn stack(frames: Vec<Frame>) -> NamedStack {
     ];
     let malloc = native("malloc", "", 0, LIBC, 0x9_8000);
     NamedStack {
-        frames: [vec![malloc], frames, outer.to_vec()].concat(),
+        frames: Frame::shared([vec![malloc], frames, outer.to_vec()].concat()),
         truncated: false,
         raw: false,
     }
@@ -258,6 +258,7 @@ fn sample(places: &[Place], tick: u64) -> Sample {
         live: Some(LiveScan {
             at_ns,
             sites: ages.collect(),
+            ..LiveScan::default()
         }),
         limits: std::collections::BTreeMap::new(),
         kernel_map_bytes: Some(64 << 20),

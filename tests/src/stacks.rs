@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use memwatch::model::report::{Frame, FrameKind, Report, Row};
 
@@ -21,7 +22,7 @@ pub struct Seen {
     pub whole_objects: u64,
 }
 
-fn physical(frames: &[Frame]) -> impl Iterator<Item = Place> {
+fn physical(frames: &[Arc<Frame>]) -> impl Iterator<Item = Place> {
     frames
         .iter()
         .filter(|frame| frame.kind == FrameKind::Native && !frame.inlined)
@@ -211,7 +212,7 @@ mod tests {
         );
         Row {
             pid: Some(7),
-            frames,
+            frames: Frame::shared(frames),
             truncated,
             alloc_objects: 1,
             ..Row::default()

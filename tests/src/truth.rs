@@ -1,6 +1,7 @@
 //! What the targets say, held against what memwatch says.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use memwatch::model::report::{Frame, Report, Row};
 use memwatch_common::counter::{Counter, Effect};
@@ -111,7 +112,7 @@ fn by_innermost<'a>(report: &Report, pid: u32, truth: &'a [FunctionTruth]) -> Ha
         let known = row
             .frames
             .iter()
-            .filter_map(bare_name)
+            .filter_map(|frame| bare_name(frame))
             .find(|name| sums.contains_key(name));
         if let Some(sum) = known.and_then(|name| sums.get_mut(name)) {
             sum.add(row);
@@ -124,7 +125,7 @@ fn by_innermost<'a>(report: &Report, pid: u32, truth: &'a [FunctionTruth]) -> Ha
 fn by_path(report: &Report, pid: u32) -> HashMap<String, Sums> {
     let mut sums: HashMap<String, Sums> = HashMap::new();
     for row in report.rows.iter().filter(|row| row.pid == Some(pid)) {
-        let bit = |frame: &Frame| match bare_name(frame) {
+        let bit = |frame: &Arc<Frame>| match bare_name(frame) {
             Some("bit_zero") => Some('0'),
             Some("bit_one") => Some('1'),
             _ => None,
@@ -321,14 +322,11 @@ mod tests {
 
     use super::*;
 
-    fn frames(names: &[&str]) -> Vec<Frame> {
-        names
-            .iter()
-            .map(|name| Frame {
-                function: Some((*name).to_owned()),
-                ..Frame::default()
-            })
-            .collect()
+    fn frames(names: &[&str]) -> Vec<Arc<Frame>> {
+        Frame::shared(names.iter().map(|name| Frame {
+            function: Some((*name).to_owned()),
+            ..Frame::default()
+        }))
     }
 
     fn row(names: &[&str], bytes: u64) -> Row {

@@ -117,7 +117,15 @@ fn the_target_is_killed_for_want_of_memory() {
     assert!(report.processes.iter().all(|process| process.exited));
     assert_true(&report, &truths, Checks::default());
     let text = run_to_end(command().arg("report").arg(&file)).stdout.join("\n");
-    assert!(text.contains("ended"), "that it ended is said: {text}");
+    let why = if group.is_ok() {
+        "was killed for want of memory"
+    } else {
+        "was killed by SIGKILL"
+    };
+    assert!(text.contains(why), "how it ended is said: {text}");
+    let exits = report.processes.iter().filter_map(|process| process.exit);
+    let exits: Vec<_> = exits.map(|exit| (exit.signal, exit.out_of_memory)).collect();
+    assert_eq!(exits, [(Some(9), group.is_ok())]);
 }
 
 /// A file system with room for little, which goes with the value.

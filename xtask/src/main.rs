@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod deny;
+mod fuzz;
 mod kernels;
 mod leaky;
 mod python_layouts;
@@ -50,6 +51,8 @@ enum Chore {
     Bench(bench::Options),
     /// Check licences, sources and duplicates of all dependencies; known vulnerabilities where the database is in reach
     Deny,
+    /// Feed changed bytes to all that reads what others wrote, looking for panics and for what takes too long
+    Fuzz(fuzz::Options),
     /// Make the table of CPython's structure offsets from headers
     PythonLayouts(python_layouts::Options),
     /// Be a program that leaks: what `cargo xtask run` watches
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Chore::Kernels(options) => kernels::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Deny => deny::run(),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::PythonLayouts(options) => python_layouts::run(&options),
         Chore::Leaky(options) => leaky::run(&options),
     };

@@ -1,7 +1,7 @@
 //! Where the data goes: stdout, or a file that appears whole or not at all.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::pending::Pending;
@@ -152,6 +152,29 @@ impl Output {
         }
     }
 
+    /// For documents that are too large to be kept whole before they are written. Once the reader is gone, the rest goes
+    /// nowhere.
+    pub fn write_with<T>(
+        &mut self,
+        write: impl FnOnce(&mut dyn Write) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let pieces = Pieces {
+            output: self,
+            gone: false,
+            failed: None,
+        };
+        let mut buffer = BufWriter::with_capacity(PIECE_BYTES, pieces);
+        let done = write(&mut buffer).and_then(|done| {
+            buffer.flush()?;
+            Ok(done)
+        });
+        let (pieces, _) = buffer.into_parts();
+        match pieces.failed {
+            Some(error) => Err(error.into()),
+            None => done,
+        }
+    }
+
     /// Makes the file appear under its name with what is in it so far; what is written later is added to it.
     pub fn show(&mut self) -> Result<(), OutputError> {
         match &mut self.sink {
@@ -180,6 +203,34 @@ impl Output {
                 pending.show().map_err(|cause| OutputError::Write { path, cause })
             }
         }
+    }
+}
+
+const PIECE_BYTES: usize = 1 << 16;
+
+/// What [`Output::write_with`] writes to; remembers what went wrong in words for the user.
+struct Pieces<'a> {
+    output: &'a mut Output,
+    gone: bool,
+    failed: Option<OutputError>,
+}
+
+impl Write for Pieces<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.gone {
+            match self.output.write_bytes(bytes) {
+                Ok(flow) => self.gone = flow == Flow::Stop,
+                Err(error) => {
+                    self.failed = Some(error);
+                    return Err(io::ErrorKind::Other.into());
+                }
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

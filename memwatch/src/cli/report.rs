@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{IsTerminal as _, Write as _},
+    io::{IsTerminal as _, Write},
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,14 +12,14 @@ use memwatch_common::counter::Effect;
 
 use super::{
     error::{ExitCode, Failure},
-    output::{Destination, Flow, Output},
+    output::{Destination, Output},
     recorded::{grown, indexes, open, unreadable},
     resolve::{Command, ExportSpec, ReportFormat, ReportSpec, Resolved, SourceSpec, Span, Verbosity},
     run::settings,
 };
 use crate::{
     controller,
-    export::{html, leaks, weight::Weight},
+    export::{html, json, leaks, weight::Weight},
     model::{
         assemble::Meta,
         health::Notice,
@@ -40,7 +40,9 @@ const USUAL_BASELINE: f64 = 0.25;
 
 pub fn run(resolved: &Resolved) -> Result<ExitCode> {
     match &resolved.command {
-        Command::Report(spec) => run_with(resolved, &spec.source, |seen| report(resolved, spec, seen)),
+        Command::Report(spec) => run_with(resolved, &spec.source, |seen, out| {
+            report(resolved, spec, seen, out)
+        }),
         Command::Export(spec) => {
             if spec.format.is_binary()
                 && resolved.output.destination == Destination::Stdout
@@ -53,7 +55,9 @@ pub fn run(resolved: &Resolved) -> Result<ExitCode> {
                 .hint("write it to a file with -o FILE")
                 .into());
             }
-            run_with(resolved, &spec.source, |seen| export(resolved, spec, seen))
+            run_with(resolved, &spec.source, |seen, out| {
+                export(resolved, spec, seen, out)
+            })
         }
         _ => Err(anyhow!("neither a report nor an export")),
     }
@@ -72,7 +76,7 @@ struct Seen<'a> {
 fn run_with(
     resolved: &Resolved,
     source: &SourceSpec,
-    write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
+    write: impl FnOnce(&mut Seen<'_>, &mut dyn Write) -> Result<Vec<Suppressed>>,
 ) -> Result<ExitCode> {
     // What cannot be read or written is found before anything is probed.
     let suppressions = suppressions(source.suppressions.as_deref())?;
@@ -88,8 +92,8 @@ fn recorded(
     path: &Path,
     span: Span,
     suppressions: &Suppressions,
-    output: Output,
-    write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
+    mut output: Output,
+    write: impl FnOnce(&mut Seen<'_>, &mut dyn Write) -> Result<Vec<Suppressed>>,
 ) -> Result<ExitCode> {
     let mut recording = open(path, resolved)?;
     let (first, last) = indexes(&recording, span)?;
@@ -108,15 +112,16 @@ fn recorded(
         ..moment.meta.clone()
     };
     meta.notices.extend(note.into_iter().chain(age_note));
-    let (bytes, suppressed) = write(&mut Seen {
+    let mut seen = Seen {
         model: moment.model,
         names: moment.names,
         meta: &meta,
         query: &query,
         history: &history,
         suppressions,
-    })?;
-    print(output, &bytes)?;
+    };
+    let suppressed = output.write_with(|out| write(&mut seen, out))?;
+    output.finish()?;
     let within = Duration::from_secs_f64(history.seconds().last().copied().unwrap_or(0.0));
     controller::verdict(grown.saturating_sub(accepted(&suppressed)), within, resolved)
 }
@@ -152,8 +157,8 @@ fn accepted(suppressed: &[Suppressed]) -> u64 {
 fn watched(
     resolved: &Resolved,
     suppressions: &Suppressions,
-    output: Output,
-    write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
+    mut output: Output,
+    write: impl FnOnce(&mut Seen<'_>, &mut dyn Write) -> Result<Vec<Suppressed>>,
 ) -> Result<ExitCode> {
     let settings = settings(resolved)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -170,13 +175,13 @@ fn watched(
         anyhow::Ok((watch, at_start))
     })?;
     let within = began.elapsed();
-    let (bytes, suppressed) = from_watch(&mut watch, &history, suppressions, resolved, write)?;
-    print(output, &bytes)?;
-    let accepted: u64 = suppressed.iter().map(|suppressed| suppressed.inuse_bytes).sum();
+    let write = |out: &mut dyn Write| from_watch(&mut watch, &history, suppressions, resolved, write, out);
+    let suppressed = output.write_with(write)?;
+    output.finish()?;
     let grown = watch
         .inuse_bytes()
         .saturating_sub(at_start)
-        .saturating_sub(accepted);
+        .saturating_sub(accepted(&suppressed));
     controller::verdict(grown, within, resolved)
 }
 
@@ -185,21 +190,23 @@ fn from_watch(
     history: &History,
     suppressions: &Suppressions,
     resolved: &Resolved,
-    write: impl FnOnce(&mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)>,
-) -> Result<(Vec<u8>, Vec<Suppressed>)> {
+    write: impl FnOnce(&mut Seen<'_>, &mut dyn Write) -> Result<Vec<Suppressed>>,
+    out: &mut dyn Write,
+) -> Result<Vec<Suppressed>> {
     let (model, names, meta) = watch.parts();
     let meta = Meta {
         kind: kind(resolved),
         ..meta.clone()
     };
-    write(&mut Seen {
+    let mut seen = Seen {
         model,
         names,
         meta: &meta,
         query: &resolved.query,
         history,
         suppressions,
-    })
+    };
+    write(&mut seen, out)
 }
 
 fn kind(resolved: &Resolved) -> Kind {
@@ -241,7 +248,12 @@ fn baseline(seen: &Seen<'_>, source: &SourceSpec) -> Baseline {
     seen.history.baseline(asked.unwrap_or(span * USUAL_BASELINE))
 }
 
-fn report(resolved: &Resolved, spec: &ReportSpec, seen: &mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)> {
+fn report(
+    resolved: &Resolved,
+    spec: &ReportSpec,
+    seen: &mut Seen<'_>,
+    out: &mut dyn Write,
+) -> Result<Vec<Suppressed>> {
     let sources = Sources {
         query: seen.query,
         history: seen.history,
@@ -251,25 +263,35 @@ fn report(resolved: &Resolved, spec: &ReportSpec, seen: &mut Seen<'_>) -> Result
     let now_ns = seen.model.at_ns();
     let report = model_leaks::report(seen.model, &sources, seen.names, now_ns, seen.meta)
         .map_err(controller::usage)?;
-    let bytes = document(&report, resolved, spec)?;
-    Ok((bytes.into_bytes(), report.suppressed))
+    document(&report, resolved, spec, out)?;
+    Ok(report.suppressed)
 }
 
-fn document(report: &LeakReport, resolved: &Resolved, spec: &ReportSpec) -> Result<String> {
+fn document(
+    report: &LeakReport,
+    resolved: &Resolved,
+    spec: &ReportSpec,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
     let options = leaks::LeakOptions {
         bytes: resolved.output.bytes,
         shown: spec.shown,
         frames: resolved.query.frames,
     };
-    Ok(match spec.format {
-        ReportFormat::Text => leaks::text(report, &options),
-        ReportFormat::Markdown => leaks::markdown(report, &options),
-        ReportFormat::Json => serde_json::to_string(report)? + "\n",
-        ReportFormat::Html => html::page(report)?,
-    })
+    match spec.format {
+        ReportFormat::Text => out.write_all(leaks::text(report, &options).as_bytes()),
+        ReportFormat::Markdown => out.write_all(leaks::markdown(report, &options).as_bytes()),
+        ReportFormat::Json => json::write(report, out),
+        ReportFormat::Html => html::write(report, out),
+    }
 }
 
-fn export(resolved: &Resolved, spec: &ExportSpec, seen: &mut Seen<'_>) -> Result<(Vec<u8>, Vec<Suppressed>)> {
+fn export(
+    resolved: &Resolved,
+    spec: &ExportSpec,
+    seen: &mut Seen<'_>,
+    out: &mut dyn Write,
+) -> Result<Vec<Suppressed>> {
     let weight = Weight::of_query(&resolved.query);
     let baseline = spec.source.baseline.map(|_| baseline(seen, &spec.source));
     let now_ns = seen.model.at_ns();
@@ -290,7 +312,8 @@ fn export(resolved: &Resolved, spec: &ExportSpec, seen: &mut Seen<'_>) -> Result
         ));
     }
     shorten(&mut report, weight, resolved.query.limit);
-    Ok((spec.format.bytes(&report, weight)?, suppressed))
+    spec.format.write(&report, weight, out)?;
+    Ok(suppressed)
 }
 
 /// `-n`: those with most weight.
@@ -299,11 +322,4 @@ fn shorten(report: &mut Report, weight: Weight, limit: usize) {
         report.rows.sort_by_key(|row| std::cmp::Reverse(weight.of(row)));
         report.rows.truncate(limit);
     }
-}
-
-fn print(mut output: Output, bytes: &[u8]) -> Result<()> {
-    match output.write_bytes(bytes)? {
-        Flow::Continue | Flow::Stop => {}
-    }
-    Ok(output.finish()?)
 }

@@ -136,7 +136,7 @@ pub fn row() -> Row {
         }),
         oldest_seconds: Some(9.5),
         stacks: 1,
-        frames: vec![
+        frames: Frame::shared([
             native_frame(
                 "PyObject_Malloc",
                 Some(("Objects/obmalloc.c", 712)),
@@ -153,7 +153,7 @@ pub fn row() -> Row {
                 file: None,
                 ..native_frame("", None, "/usr/bin/python3.11")
             },
-        ],
+        ]),
         ..Row::default()
     }
 }

@@ -44,7 +44,7 @@ pub fn stack(row: &Row) -> String {
         return label::no_frames(row).to_owned();
     }
     let cut = row.truncated.then(|| TRUNCATED.to_owned());
-    let frames = row.frames.iter().rev().map(frame);
+    let frames = row.frames.iter().rev().map(|one| frame(one));
     cut.into_iter().chain(frames).collect::<Vec<String>>().join(";")
 }
 

@@ -1,5 +1,7 @@
 //! The forms that other tools read, by the names of `memwatch export --to`.
 
+use std::io::Write;
+
 use anyhow::Result;
 
 use super::weight::Weight;
@@ -55,18 +57,22 @@ impl ExportFormat {
         matches!(self, Self::Collapsed | Self::Flamegraph | Self::Json | Self::Csv)
     }
 
-    /// The file's bytes; `weight` is what those with one number are made of.
-    pub fn bytes(self, report: &Report, weight: Weight) -> Result<Vec<u8>> {
-        Ok(match self {
+    /// Writes the file; `weight` is what those with one number are made of.
+    pub fn write(self, report: &Report, weight: Weight, out: &mut dyn Write) -> Result<()> {
+        let bytes = match self {
             Self::Pprof => pprof::file(report)?,
             Self::Collapsed => folded::lines(report, weight).into_bytes(),
             Self::Flamegraph => flamegraph::svg(report, weight)?,
             Self::Speedscope => speedscope::file(report)?.into_bytes(),
-            Self::Json => json::line(report)?.into_bytes(),
+            Self::Json => {
+                json::write(report, &mut *out)?;
+                Vec::new()
+            }
             Self::Csv => csv::file(report).into_bytes(),
             Self::Memleak => memleak::text(report).into_bytes(),
             Self::Heaptrack => heaptrack::text(report).into_bytes(),
-        })
+        };
+        Ok(out.write_all(&bytes)?)
     }
 }
 
@@ -80,10 +86,9 @@ mod tests {
         for name in ExportFormat::NAMES {
             let format = ExportFormat::parse(name).unwrap();
             for report in [tick(Vec::new()), full()] {
-                assert!(
-                    !format.bytes(&report, Weight::InuseBytes).unwrap().is_empty()
-                        || format == ExportFormat::Collapsed
-                );
+                let mut bytes = Vec::new();
+                format.write(&report, Weight::InuseBytes, &mut bytes).unwrap();
+                assert!(!bytes.is_empty() || format == ExportFormat::Collapsed);
             }
         }
         assert_eq!(ExportFormat::parse("svg"), None);

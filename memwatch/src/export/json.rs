@@ -1,5 +1,9 @@
 //! `memwatch.report/1`: one object on one line for each tick.
 
+use std::io::{self, Write};
+
+use serde::Serialize;
+
 use crate::model::report::Report;
 
 /// The line with its end. A number that is not finite becomes null, which means not known.
@@ -7,6 +11,12 @@ pub fn line(report: &Report) -> Result<String, serde_json::Error> {
     let mut line = serde_json::to_string(report)?;
     line.push('\n');
     Ok(line)
+}
+
+/// The same for large reports: never all of it is in memory.
+pub fn write<T: Serialize + ?Sized>(report: &T, mut out: impl Write) -> io::Result<()> {
+    serde_json::to_writer(&mut out, report)?;
+    out.write_all(b"\n")
 }
 
 #[cfg(test)]

@@ -226,10 +226,11 @@ const fn about(row: &Row) -> &'static str {
 
 /// `pid 1234 python3`, and what became of it.
 fn process_name(process: &Process) -> String {
-    let state = match (process.replaced, process.exited) {
-        (true, _) => " (replaced by exec)",
-        (false, true) => " (exited)",
-        (false, false) => "",
+    let state = match (process.replaced, process.exited, process.exit) {
+        (true, ..) => " (replaced by exec)".to_owned(),
+        (false, true, Some(exit)) => format!(" ({})", exit.words()),
+        (false, true, None) => " (exited)".to_owned(),
+        (false, false, _) => String::new(),
     };
     let comm = name::clean(&process.comm);
     if comm.is_empty() {

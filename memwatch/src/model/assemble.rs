@@ -156,6 +156,7 @@ fn process(model: &Model, query: &Query, meta: &Meta, number: u32, instance: &In
         rss_bytes: facts.rss_bytes,
         peak_rss_bytes: facts.peak_rss_bytes,
         exited: instance.exited,
+        exit: instance.exit,
         replaced: instance.replaced,
         totals: domain_totals(model, query, meta, number, instance),
         inherited: instance.inherited(),

@@ -17,6 +17,25 @@ pub struct Counts {
 }
 
 impl Counts {
+    pub const fn numbers(&self) -> [u64; 4] {
+        [
+            self.alloc_bytes,
+            self.alloc_objects,
+            self.freed_bytes,
+            self.freed_objects,
+        ]
+    }
+
+    pub const fn of_numbers(numbers: [u64; 4]) -> Self {
+        let [alloc_bytes, alloc_objects, freed_bytes, freed_objects] = numbers;
+        Self {
+            alloc_bytes,
+            alloc_objects,
+            freed_bytes,
+            freed_objects,
+        }
+    }
+
     /// The kernel's counters are read one after the other, so a free can be seen before its allocation: then 0.
     pub const fn inuse_bytes(&self) -> u64 {
         self.alloc_bytes.saturating_sub(self.freed_bytes)

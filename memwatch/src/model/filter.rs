@@ -1,5 +1,7 @@
 //! `--include` and `--exclude`: globs over the files, functions and modules of a stack.
 
+use std::sync::Arc;
+
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::label::base_name;
@@ -77,7 +79,7 @@ impl Filter {
         self.include.is_some() || self.exclude.is_some()
     }
 
-    pub fn wants(&self, frames: &[Frame]) -> bool {
+    pub fn wants(&self, frames: &[Arc<Frame>]) -> bool {
         let any = |patterns: &Patterns| frames.iter().any(|frame| patterns.matches(frame));
         self.include.as_ref().is_none_or(any) && !self.exclude.as_ref().is_some_and(any)
     }
@@ -108,7 +110,7 @@ mod tests {
             exclude: own(exclude),
             ..Query::default()
         };
-        Filter::new(&query).unwrap().wants(&stack())
+        Filter::new(&query).unwrap().wants(&Frame::shared(stack()))
     }
 
     #[test]

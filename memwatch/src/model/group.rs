@@ -2,6 +2,7 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use memwatch_common::hist::{lifetime_bucket_below_seconds, size_bucket_below};
 use memwatch_common::limits::{LIFETIME_BUCKETS, SIZE_BUCKETS};
@@ -438,7 +439,7 @@ fn row(
 ) -> Row {
     let stack = names.stack(group.largest.instance, group.largest.stack);
     let numbers = &group.numbers;
-    let frames: Vec<Frame> = stack
+    let frames: Vec<Arc<Frame>> = stack
         .frames
         .iter()
         .take(query.frames.unwrap_or(usize::MAX))

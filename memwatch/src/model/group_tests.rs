@@ -40,7 +40,7 @@ fn names() -> StackTable {
                 instance,
                 stack,
                 NamedStack {
-                    frames,
+                    frames: Frame::shared(frames),
                     ..NamedStack::default()
                 },
             );
@@ -368,7 +368,7 @@ fn rows_of_equal_size_keep_their_order() {
             1,
             1000 + u64::from(stack),
             NamedStack {
-                frames,
+                frames: Frame::shared(frames),
                 ..NamedStack::default()
             },
         );

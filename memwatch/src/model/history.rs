@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use super::counts::{Counts, SiteId};
 use super::state::{Baseline, Model, site_key};
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
+use crate::numbers::{Bad, Input, put, put_difference};
 
-/// Enough to tell a steady slope from a bend; 10,000 sites that change all the time stay below 70 MB.
+/// Enough to tell a steady slope from a bend; 10,000 sites that change all the time take some 20 MB.
 pub const MOST_MOMENTS: usize = 120;
 
 /// Blocks that are at least this old are survivors: one count for each.
@@ -34,43 +35,92 @@ pub struct Point {
     pub survivors: Option<[u32; SURVIVOR_SECONDS.len()]>,
 }
 
+impl Point {
+    /// Written as what is different to `before`, which is what this costs: some ten bytes instead of sixty.
+    fn put(&self, out: &mut Vec<u8>, before: &Self) {
+        put(
+            out,
+            u64::from(self.moment - before.moment) << 1 | u64::from(self.survivors.is_some()),
+        );
+        for (now, before) in self.counts.numbers().into_iter().zip(before.counts.numbers()) {
+            put_difference(out, now, before);
+        }
+        let Some(survivors) = self.survivors else { return };
+        for (now, before) in survivors.into_iter().zip(before.survivors.unwrap_or_default()) {
+            put_difference(out, u64::from(now), u64::from(before));
+        }
+    }
+
+    fn read(input: &mut Input<'_>, before: &Self) -> Result<Self, Bad> {
+        let head = input.number()?;
+        let mut counts = before.counts.numbers();
+        for count in &mut counts {
+            *count = input.difference(*count)?;
+        }
+        let mut survivors = None;
+        if head & 1 != 0 {
+            let mut now = before.survivors.unwrap_or_default();
+            for count in &mut now {
+                *count = input.difference(u64::from(*count))? as u32;
+            }
+            survivors = Some(now);
+        }
+        Ok(Self {
+            moment: before.moment + (head >> 1) as u32,
+            counts: Counts::of_numbers(counts),
+            survivors,
+        })
+    }
+}
+
+/// The points of one site. There are ten thousands of these, so all but the last are packed.
 #[derive(Clone, Debug, Default)]
 struct Track {
-    points: Vec<Point>,
+    packed: Vec<u8>,
+    /// The last of the packed ones, against which the next is.
+    before: Point,
+    last: Option<Point>,
 }
 
 impl Track {
+    fn points(&self) -> impl Iterator<Item = Point> {
+        let (mut input, mut before) = (Input::new(&self.packed), Point::default());
+        let packed = std::iter::from_fn(move || {
+            // What is here was written here: it can be read.
+            before = Point::read(&mut input, &before).ok()?;
+            Some(before)
+        });
+        packed.chain(self.last)
+    }
+
     fn at(&self, moment: usize) -> Point {
-        let after = self
-            .points
-            .partition_point(|point| point.moment as usize <= moment);
-        after
-            .checked_sub(1)
-            .map_or_else(Point::default, |index| self.points[index])
+        let until = self.points().take_while(|point| point.moment as usize <= moment);
+        until.last().unwrap_or_default()
     }
 
     fn put(&mut self, point: Point) {
-        match self.points.last_mut() {
+        match &mut self.last {
             Some(last) if last.moment == point.moment => *last = point,
             Some(last) if last.counts == point.counts && last.survivors == point.survivors => {}
-            _ => self.points.push(point),
+            Some(last) => {
+                last.put(&mut self.packed, &self.before);
+                (self.before, *last) = (*last, point);
+            }
+            None => self.last = Some(point),
         }
     }
 
     /// A change at a moment that goes is seen at the next one.
     fn thin(&mut self) {
-        let mut kept: Vec<Point> = Vec::with_capacity(self.points.len() / 2 + 1);
-        for point in &self.points {
-            let moved = Point {
+        let mut kept = Self::default();
+        for point in self.points() {
+            kept.put(Point {
                 moment: point.moment.div_ceil(2),
-                ..*point
-            };
-            match kept.last_mut() {
-                Some(last) if last.moment == moved.moment => *last = moved,
-                _ => kept.push(moved),
-            }
+                ..point
+            });
         }
-        self.points = kept;
+        kept.packed.shrink_to_fit();
+        *self = kept;
     }
 }
 
@@ -110,7 +160,7 @@ impl History {
         }
         for (id, site) in model.sites() {
             let track = self.tracks.entry(*id).or_default();
-            let before = track.points.last().and_then(|point| point.survivors);
+            let before = track.last.and_then(|point| point.survivors);
             let survivors = match scan {
                 // Mappings are not in the map of live blocks.
                 Some(_) if id.mapping.is_some() => None,
@@ -193,8 +243,12 @@ impl History {
     pub fn series(&self, sites: &[SiteId]) -> Series {
         let mut series = Series::empty(self.seconds());
         for track in sites.iter().filter_map(|site| self.tracks.get(site)) {
+            let (mut points, mut now) = (track.points().peekable(), Point::default());
             for moment in 0..self.moments.len() {
-                series.add(moment, &track.at(moment));
+                while let Some(point) = points.next_if(|point| point.moment as usize <= moment) {
+                    now = point;
+                }
+                series.add(moment, &now);
             }
         }
         series
@@ -280,6 +334,7 @@ impl Series {
 #[cfg(test)]
 mod tests {
     use memwatch_common::Domain;
+    use proptest::prelude::*;
 
     use super::super::testing::{SECOND, blocks, key, sample};
     use super::*;
@@ -332,7 +387,7 @@ mod tests {
             model.apply(sample(tick));
             history.take(&model);
         }
-        assert!(history.tracks.values().all(|track| track.points.len() == 1));
+        assert!(history.tracks.values().all(|track| track.points().count() == 1));
         let series = history.series(&only_site(&history));
         assert!(series.inuse_bytes[1..].iter().all(|bytes| *bytes as u64 == 10));
     }
@@ -345,6 +400,27 @@ mod tests {
         assert_eq!(history.baseline(30.5).counts(&site).alloc_bytes, 300);
         assert_eq!(history.baseline(1e9).counts(&site).alloc_bytes, 990);
         assert_eq!(history.baseline(30.5).at_ns, 130 * SECOND);
+    }
+
+    proptest! {
+        /// Also numbers that go back, and ages that are known at times only.
+        #[test]
+        fn packed_points_come_back(values in prop::collection::vec((0..3_u32, any::<[u32; 4]>(), prop::option::of(any::<[u32; 4]>())), 1..40)) {
+            let (mut track, mut plain, mut moment) = (Track::default(), Vec::<Point>::new(), 0);
+            for (step, counts, survivors) in values {
+                moment += step;
+                let point = Point {
+                    moment,
+                    counts: Counts::of_numbers(counts.map(|count| u64::from(count) << 20)),
+                    survivors,
+                };
+                track.put(point);
+                plain.retain(|before| before.moment < moment);
+                plain.push(point);
+            }
+            plain.dedup_by(|next, kept| (next.counts, next.survivors) == (kept.counts, kept.survivors));
+            prop_assert_eq!(track.points().collect::<Vec<_>>(), plain);
+        }
     }
 
     #[test]

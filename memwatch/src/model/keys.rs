@@ -1,5 +1,7 @@
 //! What a site belongs to under each way of grouping.
 
+use std::sync::Arc;
+
 use memwatch_common::Domain;
 use memwatch_common::hist::{size_bucket, size_bucket_below};
 use memwatch_common::stack::STACK_BEFORE;
@@ -37,7 +39,7 @@ impl GroupKey {
     }
 
     /// The text of the row. `frames` are those of the group's largest stack.
-    pub fn text(&self, frames: &[Frame], processes: &Processes) -> String {
+    pub fn text(&self, frames: &[Arc<Frame>], processes: &Processes) -> String {
         match self {
             Self::Site(site) => stack_text(site, frames),
             Self::Name(name) => name.clone(),
@@ -49,14 +51,14 @@ impl GroupKey {
     }
 }
 
-fn stack_text(site: &SiteId, frames: &[Frame]) -> String {
+fn stack_text(site: &SiteId, frames: &[Arc<Frame>]) -> String {
     let Some(owner) = owner(site.domain, frames) else {
         return no_stack(site.stack).to_owned();
     };
     let labels: Vec<String> = frames[owner..]
         .iter()
         .take(KEY_FRAMES)
-        .map(label::frame)
+        .map(|frame| label::frame(frame))
         .collect();
     labels.join(";")
 }
@@ -89,7 +91,7 @@ fn size_text(bucket: usize) -> String {
 }
 
 /// The frame that a block of this domain belongs to.
-pub fn owner(domain: Domain, frames: &[Frame]) -> Option<usize> {
+pub fn owner(domain: Domain, frames: &[Arc<Frame>]) -> Option<usize> {
     match domain {
         Domain::PythonRaw | Domain::PythonMem | Domain::PythonObject => plumbing::interpreted_owner(frames),
         Domain::Native | Domain::Mmap => plumbing::owner(frames),
@@ -97,7 +99,7 @@ pub fn owner(domain: Domain, frames: &[Frame]) -> Option<usize> {
 }
 
 /// The names under which a stack counts; more than one only when `cumulative`.
-pub fn names(group_by: GroupBy, site: &SiteId, frames: &[Frame], cumulative: bool) -> Vec<String> {
+pub fn names(group_by: GroupBy, site: &SiteId, frames: &[Arc<Frame>], cumulative: bool) -> Vec<String> {
     let name = match group_by {
         GroupBy::Line => label::line,
         GroupBy::File => label::file,
@@ -110,7 +112,7 @@ pub fn names(group_by: GroupBy, site: &SiteId, frames: &[Frame], cumulative: boo
     if !cumulative {
         return vec![name(&frames[owner])];
     }
-    let mut names: Vec<String> = frames.iter().map(name).collect();
+    let mut names: Vec<String> = frames.iter().map(|frame| name(frame)).collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -142,14 +144,14 @@ mod tests {
         }
     }
 
-    fn recursive() -> Vec<Frame> {
-        vec![
+    fn recursive() -> Vec<Arc<Frame>> {
+        Frame::shared([
             frame("malloc", "malloc.c", 9, "/lib/libc.so"),
             frame("walk", "tree.c", 5, "/bin/app"),
             frame("walk", "tree.c", 7, "/bin/app"),
             frame("walk", "tree.c", 7, "/bin/app"),
             frame("main", "main.c", 3, "/bin/app"),
-        ]
+        ])
     }
 
     #[test]
@@ -180,7 +182,7 @@ mod tests {
             kind: FrameKind::Python,
             ..frame("build", "cache.py", 88, "cache.py")
         };
-        let frames = [frame("PyList_New", "listobject.c", 1, "libpython.so"), python];
+        let frames = Frame::shared([frame("PyList_New", "listobject.c", 1, "libpython.so"), python]);
         assert_eq!(
             names(GroupBy::Line, &site(Domain::PythonObject), &frames, false),
             ["cache.py:88"]
@@ -209,7 +211,7 @@ mod tests {
             names(GroupBy::Line, &before, &[], false),
             ["[in use before it was watched]"]
         );
-        let deep: Vec<Frame> = (0..20).map(|n| frame(&format!("f{n}"), "f.c", n, "f")).collect();
+        let deep = Frame::shared((0..20).map(|n| frame(&format!("f{n}"), "f.c", n, "f")));
         assert_eq!(key.text(&deep, &processes), "f0;f1;f2;f3;f4");
     }
 

@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod counts;
 mod estimate;
+pub mod exit;
 pub mod filter;
 pub mod findings;
 pub mod group;

@@ -5,6 +5,8 @@
 //! is taken for plumbing wrongly hides the line that a user looks for, one too many shown is merely one step
 //! further in.
 
+use std::sync::Arc;
+
 use super::report::{Frame, FrameKind};
 
 /// The C family, under the plain name.
@@ -239,7 +241,7 @@ fn is_c_allocation(name: &str) -> bool {
 
 /// The index of the frame that a block belongs to. In a stack that is all plumbing, the outermost: it is nearest
 /// to whoever asked. None for a stack without frames.
-pub fn owner(frames: &[Frame]) -> Option<usize> {
+pub fn owner(frames: &[Arc<Frame>]) -> Option<usize> {
     frames
         .iter()
         .position(|frame| !is_plumbing(frame))
@@ -248,7 +250,7 @@ pub fn owner(frames: &[Frame]) -> Option<usize> {
 
 /// Like [`owner`], for blocks that an interpreter asked for: the innermost line of the interpreted program,
 /// whatever parts of the interpreter lie further in.
-pub fn interpreted_owner(frames: &[Frame]) -> Option<usize> {
+pub fn interpreted_owner(frames: &[Arc<Frame>]) -> Option<usize> {
     frames
         .iter()
         .position(|frame| frame.kind == FrameKind::Python)
@@ -259,12 +261,12 @@ pub fn interpreted_owner(frames: &[Frame]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn stack(functions: &[&str]) -> Vec<Frame> {
+    fn stack(functions: &[&str]) -> Vec<Arc<Frame>> {
         let named = |function: &&str| Frame {
             function: Some((*function).to_owned()),
             ..Frame::default()
         };
-        functions.iter().map(named).collect()
+        Frame::shared(functions.iter().map(named))
     }
 
     fn owner_of(functions: &[&str]) -> &'static str {
@@ -387,10 +389,10 @@ mod tests {
     #[test]
     fn frames_without_names_are_not_plumbing() {
         let mut frames = stack(&["malloc"]);
-        frames.push(Frame {
+        frames.extend(Frame::shared([Frame {
             address: Some(5),
             ..Frame::default()
-        });
+        }]));
         assert_eq!(owner(&frames), Some(1));
     }
 
@@ -398,11 +400,11 @@ mod tests {
     fn a_block_of_the_interpreter_belongs_to_the_interpreted_line() {
         let mut frames = stack(&["PyObject_Malloc", "list_append", "_PyEval_EvalFrameDefault"]);
         assert_eq!(interpreted_owner(&frames), Some(1));
-        frames.push(Frame {
+        frames.extend(Frame::shared([Frame {
             kind: FrameKind::Python,
             function: Some("malloc".into()),
             ..Frame::default()
-        });
+        }]));
         assert_eq!(interpreted_owner(&frames), Some(3));
         assert!(!is_plumbing(&frames[3]));
     }

@@ -7,6 +7,7 @@ use memwatch_common::{Domain, ProcessState};
 use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
+use super::exit::Exit;
 use super::report::{Container, Inherited, Pod, Runtime, Totals};
 
 /// Ended instances kept before the oldest are let go: a day of a build machine's short-lived children fits
@@ -46,6 +47,8 @@ pub struct Instance {
     pub described: bool,
     pub state: Option<ProcessState>,
     pub exited: bool,
+    /// How it ended, where that is known.
+    pub exit: Option<Exit>,
     /// Another program took its place.
     pub replaced: bool,
     /// Its small Python objects are counted where they are handed out; pools only tell what is in use of them.
@@ -186,11 +189,12 @@ impl Processes {
         }
     }
 
-    pub fn exit(&mut self, instance: u32) {
+    pub fn exit(&mut self, instance: u32, exit: Option<Exit>) {
         if self.end(instance) {
-            self.instances
-                .entry(instance)
-                .and_modify(|entry| entry.exited = !entry.replaced);
+            self.instances.entry(instance).and_modify(|entry| {
+                entry.exited = !entry.replaced;
+                entry.exit = entry.exit.or(exit).filter(|_| entry.exited);
+            });
         }
     }
 
@@ -236,7 +240,7 @@ impl Processes {
         };
         let gone: Vec<u32> = self.instances.iter().filter_map(missing).collect();
         for instance in gone {
-            self.exit(instance);
+            self.exit(instance, None);
         }
     }
 
@@ -309,7 +313,7 @@ mod tests {
         let old = processes.get(1).unwrap();
         assert!(old.replaced && !old.exited);
         assert_eq!(processes.get(2).unwrap().facts.exe, None);
-        processes.exit(1);
+        processes.exit(1, None);
         assert!(!processes.get(1).unwrap().exited);
     }
 
@@ -346,7 +350,7 @@ mod tests {
             processes.entry(number);
         }
         for number in [4, 2, 5] {
-            processes.exit(number);
+            processes.exit(number, None);
         }
         assert_eq!(processes.forget(1), [4, 2]);
         assert!(processes.entry(4).is_none() && processes.is_forgotten(2));

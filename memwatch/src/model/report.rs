@@ -2,8 +2,11 @@
 //! fields may be added, never renamed, and a value that is not known is `null`, never 0.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use super::exit::Exit;
 
 pub const SCHEMA: &str = "memwatch.report/1";
 
@@ -45,6 +48,30 @@ pub struct Host {
     pub name: String,
     pub kernel: String,
     pub arch: String,
+}
+
+impl Report {
+    /// The same without its rows, of which there can be tens of thousands.
+    #[must_use]
+    pub fn without_rows(&self) -> Self {
+        Self {
+            schema: self.schema.clone(),
+            kind: self.kind,
+            time: self.time.clone(),
+            since: self.since.clone(),
+            watched_seconds: self.watched_seconds,
+            interval_seconds: self.interval_seconds,
+            tick: self.tick,
+            host: self.host.clone(),
+            version: self.version.clone(),
+            options: self.options.clone(),
+            health: self.health.clone(),
+            processes: self.processes.clone(),
+            rows: Vec::new(),
+            total_rows: self.total_rows,
+            findings: self.findings.clone(),
+        }
+    }
 }
 
 /// What the user asked for, as far as it changes the meaning of the numbers.
@@ -174,6 +201,9 @@ pub struct Process {
     pub rss_bytes: Option<u64>,
     pub peak_rss_bytes: Option<u64>,
     pub exited: bool,
+    /// Null while it runs, and where it is not known.
+    #[serde(default)]
+    pub exit: Option<Exit>,
     /// This pid's program was replaced by `exec`; the entry tells of the program before.
     pub replaced: bool,
     pub totals: BTreeMap<String, Totals>,
@@ -181,6 +211,14 @@ pub struct Process {
     pub inherited: Option<Inherited>,
     /// What an allocator mapped for itself; holds the blocks of the other domains and is not added to them.
     pub allocator_mapped_bytes: Option<u64>,
+}
+
+impl Process {
+    /// What became of it; none while it runs, or when another program took its place.
+    pub fn end(&self) -> Option<String> {
+        let words = self.exit.unwrap_or_default().words();
+        self.exited.then_some(words)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,7 +299,8 @@ pub struct Row {
     /// Age of the oldest live block.
     pub oldest_seconds: Option<f64>,
     /// Innermost first. For groups of several stacks: the one that holds most.
-    pub frames: Vec<Frame>,
+    #[serde(with = "shared")]
+    pub frames: Vec<Arc<Frame>>,
     /// The stack was cut or broke before its end.
     pub truncated: bool,
     /// Stacks in this group.
@@ -292,7 +331,7 @@ pub struct SizeBucket {
     pub objects: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
     pub kind: FrameKind,
     pub function: Option<String>,
@@ -305,6 +344,30 @@ pub struct Frame {
     /// Where the frame stands in its module's file (not in the process), so that it means the same tomorrow.
     pub address: Option<u64>,
     pub inlined: bool,
+}
+
+impl Frame {
+    /// As stacks hold them.
+    pub fn shared(frames: impl IntoIterator<Item = Self>) -> Vec<Arc<Self>> {
+        frames.into_iter().map(Arc::new).collect()
+    }
+}
+
+/// Stacks share most of their frames; in JSON each has its own.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use super::Frame;
+
+    pub fn serialize<S: Serializer>(frames: &[Arc<Frame>], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(frames.iter().map(Arc::as_ref))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Arc<Frame>>, D::Error> {
+        Vec::<Frame>::deserialize(deserializer).map(Frame::shared)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use memwatch_common::stack::STACK_BEFORE;
 use memwatch_common::{Domain, Event, EventKind, SiteKey, SiteTotals};
 
 use super::counts::{Counting, Counts, SiteId};
+use super::exit::Exit;
 use super::growth::{Clock, History, Window};
 use super::mappings::{MappingSet, Untracked};
 use super::processes::{MAX_ENDED, ProcessFacts, Processes};
@@ -163,7 +164,7 @@ impl Model {
                 }
             }
             EventKind::Exec => self.processes.exec(event.instance, event.pid, event.a as u32),
-            EventKind::Exit => self.processes.exit(event.instance),
+            EventKind::Exit => self.processes.exit(event.instance, Exit::of(event)),
             EventKind::Map => self.change_mappings(event, MappingSet::map),
             EventKind::Unmap => self.change_mappings(event, MappingSet::unmap),
             EventKind::Remap => self.change_mappings(event, MappingSet::remap),

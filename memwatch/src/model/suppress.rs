@@ -1,5 +1,7 @@
 //! Suppressions as LeakSanitizer reads them: stacks that are known and accepted.
 
+use std::sync::Arc;
+
 use super::report::Frame;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +54,7 @@ impl Suppressions {
     }
 
     /// The first pattern that any frame of the stack matches.
-    pub fn find(&self, frames: &[Frame]) -> Option<usize> {
+    pub fn find(&self, frames: &[Arc<Frame>]) -> Option<usize> {
         self.patterns
             .iter()
             .position(|pattern| frames.iter().any(|frame| pattern.matches_frame(frame)))
@@ -161,9 +163,12 @@ mod tests {
             file: Some(file.to_owned()),
             ..Frame::default()
         };
-        let stack = [frame("/bin/app", "main.c"), frame("/lib/libfoo.so.1", "cache.c")];
+        let stack = Frame::shared([frame("/bin/app", "main.c"), frame("/lib/libfoo.so.1", "cache.c")]);
         assert_eq!(suppressions.find(&stack), Some(0));
-        assert_eq!(suppressions.find(&[frame("/bin/app", "src/cache.c")]), Some(1));
+        assert_eq!(
+            suppressions.find(&Frame::shared([frame("/bin/app", "src/cache.c")])),
+            Some(1)
+        );
         assert_eq!(suppressions.find(&stack[..1]), None);
         assert_eq!(suppressions.find(&[]), None);
     }
@@ -185,7 +190,7 @@ mod tests {
         fn any_file_is_answered_and_what_is_read_can_be_asked(text in "(leak:)?[\\^a-c*$é:\n]{0,20}", name in "[a-cé]{0,8}") {
             if let Ok(suppressions) = Suppressions::parse(&text) {
                 let frame = Frame { function: Some(name), ..Frame::default() };
-                let _ = suppressions.find(&[frame]);
+                let _ = suppressions.find(&Frame::shared([frame]));
             }
         }
     }

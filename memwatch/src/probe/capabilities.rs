@@ -24,6 +24,8 @@ pub struct TaskLayout {
     /// The kernel has `bpf_find_vma` (Linux 5.17).
     pub finds_mappings: bool,
     pub fsbase: u32,
+    pub exit_code: u32,
+    pub signal_oom_mm: u32,
 }
 
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -52,6 +54,8 @@ impl TaskLayout {
             vma_flags: offset(&btf, "vm_area_struct", "vm_flags")?,
             finds_mappings: is_known(&btf, "bpf_find_vma"),
             fsbase: thread_pointer(&btf)?,
+            exit_code: offset(&btf, "task_struct", "exit_code")?,
+            signal_oom_mm: offset(&btf, "signal_struct", "oom_mm")?,
         })
     }
 
@@ -71,6 +75,8 @@ impl TaskLayout {
         config.return_next = self.return_next;
         config.vma_flags = self.vma_flags;
         config.task_fsbase = self.fsbase;
+        config.task_exit_code = self.exit_code;
+        config.signal_oom_mm = self.signal_oom_mm;
     }
 }
 

@@ -140,6 +140,8 @@ impl KernelSide {
             task_fsbase: 0,
             vma_flags: 0,
             state_places: state_places(bounds.processes),
+            task_exit_code: 0,
+            signal_oom_mm: 0,
             reserved: 0,
         };
         layout.write_to(&mut config);

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::VERSION;
+use crate::numbers::Bad;
 
 /// The path is not in here: whoever opened it says it.
 #[derive(Debug, thiserror::Error)]
@@ -23,11 +24,8 @@ pub enum StoreError {
     Io(#[from] io::Error),
 }
 
-/// Bytes that say something impossible; the reader adds where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bad(pub &'static str);
-
 impl StoreError {
+    /// Adds where it was.
     pub(super) const fn bad(tick: u64, bad: Bad) -> Self {
         Self::Damaged { tick, what: bad.0 }
     }

@@ -4,9 +4,10 @@ use std::io::{self, Read, Write};
 
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
-use super::error::{Bad, StoreError};
-use super::numbers::{Input, put, put_option};
+use super::error::StoreError;
 use super::{Bounds, VERSION};
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_option};
 
 const MAGIC: &[u8; 8] = b"memwatch";
 pub(super) const START_BYTES: u64 = 12;

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Bounds;
-use super::error::Bad;
-use super::numbers::{Input, put, put_difference, put_option};
 use super::section::Section;
 use crate::model::report::{Frame, FrameKind};
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_difference, put_option};
 use crate::symbolize::names::{NamedStack, StackNames};
 
 /// A frame with its texts as numbers; 0 is none.
@@ -249,6 +249,8 @@ pub struct SavedNames {
     /// Where each text ends.
     strings: Vec<usize>,
     frames: Vec<SavedFrame>,
+    /// Those that were asked for, by the same numbers: stacks share them.
+    shared: Vec<Option<Arc<Frame>>>,
     stacks: Vec<SavedStack>,
     known: HashMap<(u32, u64), u32>,
     last: (u64, u32),
@@ -323,9 +325,10 @@ impl SavedNames {
         self.text.get(start.copied().unwrap_or(0)..end)
     }
 
-    fn frame(&self, saved: &SavedFrame) -> Frame {
+    fn frame(&self, number: usize) -> Option<Frame> {
+        let saved = self.frames.get(number)?;
         let text = |number| self.string(number).map(str::to_owned);
-        Frame {
+        Some(Frame {
             kind: saved.kind,
             function: text(saved.function),
             offset: saved.offset,
@@ -335,19 +338,31 @@ impl SavedNames {
             build_id: text(saved.build_id),
             address: saved.address,
             inlined: saved.inlined,
-        }
+        })
     }
 
-    pub fn get(&self, instance: u32, hash: u64) -> Option<NamedStack> {
-        let number = *self.known.get(&(instance, hash))?;
-        let stack = self.stacks.get(number as usize)?;
-        let frames = stack.frames.iter();
+    fn shared_frame(&mut self, number: usize) -> Option<Arc<Frame>> {
+        if let Some(Some(frame)) = self.shared.get(number) {
+            return Some(Arc::clone(frame));
+        }
+        let frame = Arc::new(self.frame(number)?);
+        self.shared.resize(self.frames.len(), None);
+        self.shared[number] = Some(Arc::clone(&frame));
+        Some(frame)
+    }
+
+    pub fn get(&mut self, instance: u32, hash: u64) -> Option<NamedStack> {
+        let number = *self.known.get(&(instance, hash))? as usize;
+        let stack = self.stacks.get(number)?;
+        let (length, truncated) = (stack.frames.len(), stack.truncated);
+        let mut frames = Vec::with_capacity(length);
+        for index in 0..length {
+            let frame = self.stacks[number].frames[index];
+            frames.extend(self.shared_frame(frame as usize));
+        }
         Some(NamedStack {
-            frames: frames
-                .filter_map(|frame| self.frames.get(*frame as usize))
-                .map(|frame| self.frame(frame))
-                .collect(),
-            truncated: stack.truncated,
+            frames,
+            truncated,
             raw: false,
         })
     }
@@ -393,7 +408,7 @@ mod tests {
             ..Frame::default()
         };
         let stack = NamedStack {
-            frames: vec![frame(Some(7)), frame(None), frame(Some(7))],
+            frames: Frame::shared([frame(Some(7)), frame(None), frame(Some(7))]),
             truncated: true,
             raw: false,
         };

@@ -6,13 +6,14 @@ use memwatch_common::ProcessState;
 use serde::{Deserialize, Serialize};
 
 use super::Bounds;
-use super::error::Bad;
-use super::numbers::{Input, put, put_difference};
 use super::section::Section;
+use crate::model::exit::Exit;
 use crate::model::mappings::Untracked;
 use crate::model::processes::{Instance, ProcessFacts};
 use crate::model::state::Model;
 use crate::model::state::replay::Mapped;
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_difference};
 
 /// Who a process is.
 #[expect(
@@ -29,6 +30,7 @@ struct Identity {
     facts: ProcessFacts,
     described: bool,
     exited: bool,
+    exit: Option<Exit>,
     replaced: bool,
     /// Whether the kernel side told of it.
     state: bool,
@@ -117,6 +119,7 @@ impl Known {
             described: identity.described,
             state: identity.state.then_some(state),
             exited: identity.exited,
+            exit: identity.exit,
             replaced: identity.replaced,
             ..Instance::default()
         }
@@ -250,6 +253,7 @@ fn identity(number: u32, instance: &Instance) -> Identity {
         },
         described: instance.described,
         exited: instance.exited,
+        exit: instance.exit,
         replaced: instance.replaced,
         state: instance.state.is_some(),
     }

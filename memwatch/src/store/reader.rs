@@ -7,11 +7,10 @@ use std::sync::Arc;
 use memwatch_common::counter::COUNTERS;
 
 use super::compare::WithGone;
-use super::error::{Bad, StoreError};
+use super::error::StoreError;
 use super::frame::{self, Head, Next, START_BYTES, Unpacker};
 use super::header::{Header, TickFacts};
 use super::names::SavedNames;
-use super::numbers::Input;
 use super::processes::Processes;
 use super::section::{self, Section};
 use super::sites::Sites;
@@ -23,6 +22,8 @@ use crate::model::query::Query;
 use crate::model::report::{Kind, Report};
 use crate::model::state::replay::Change;
 use crate::model::state::{Baseline, Model};
+use crate::numbers::Bad;
+use crate::numbers::Input;
 use crate::symbolize::names::NamedStack;
 
 /// How much a file may make the reader hold. Far above what memwatch writes; there for files that lie.

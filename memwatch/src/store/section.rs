@@ -1,7 +1,7 @@
 //! What one unpacked tick is made of: sections of a kind, a length and bytes.
 
-use super::error::Bad;
-use super::numbers::{Input, put, put_bytes};
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_bytes};
 
 /// Never given a new meaning; a number that is no longer written stays reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,12 +11,12 @@ mod version1;
 
 use self::totals::Learned;
 use super::Bounds;
-use super::error::Bad;
 use super::names::read_hash;
-use super::numbers::{Input, put, put_bytes};
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
 use crate::model::counts::{Counting, SiteId};
 use crate::model::mappings::MappingKind;
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_bytes};
 
 /// What was last written or read of a site.
 #[derive(Clone, Copy, Debug)]

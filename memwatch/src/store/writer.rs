@@ -8,7 +8,6 @@ use memwatch_common::counter::COUNTERS;
 use super::frame::{Head, Packer, write_start};
 use super::header::{Header, SavedNotice, TickFacts};
 use super::names::Interner;
-use super::numbers::put_difference;
 use super::processes::Processes;
 use super::section::Section;
 use super::sites::Sites;
@@ -17,6 +16,7 @@ use crate::model::counts::{Counts, SiteId};
 use crate::model::health::Notice;
 use crate::model::report::{Limit, Probes};
 use crate::model::state::Model;
+use crate::numbers::put_difference;
 use crate::symbolize::names::StackNames;
 
 /// Ages are written at most this often: with each tick they would be as much as all the rest, and they only

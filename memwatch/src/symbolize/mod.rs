@@ -5,14 +5,14 @@
 
 mod cache;
 mod demangle;
-mod elf;
+pub(crate) mod elf;
 mod module;
 pub mod names;
 mod open;
-mod perf_map;
+pub(crate) mod perf_map;
 pub mod python;
 mod space;
-mod symbol_table;
+pub(crate) mod symbol_table;
 mod symbolizer;
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@ use crate::model::report::Frame;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamedStack {
     /// Innermost first; functions that were inlined stand before the one they were inlined into.
-    pub frames: Vec<Frame>,
+    pub frames: Vec<Arc<Frame>>,
     /// The stack was cut or broke before its end, or is not known at all.
     pub truncated: bool,
     /// Some frames have no name yet and may have one the next time.

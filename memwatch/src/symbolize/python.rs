@@ -8,6 +8,7 @@ use memwatch_common::{
     stack::STACK_COMPLETE,
 };
 
+use super::symbolizer::Frames;
 use crate::{
     model::report::{Frame, FrameKind},
     python::{
@@ -97,9 +98,9 @@ impl PythonNames {
         &mut self,
         instance: u32,
         stack: &Stack,
-        native: &[Arc<[Frame]>],
+        native: &[Frames],
         python: &PythonStack,
-    ) -> Option<Vec<Frame>> {
+    ) -> Option<Vec<Arc<Frame>>> {
         let process = self.processes.get_mut(&instance)?;
         let code = &process.interpreter.native;
         let places: Vec<u64> = (0..native.len())
@@ -118,7 +119,7 @@ impl PythonNames {
             match frame {
                 merge::Frame::Native(at) if internal[at] => {}
                 merge::Frame::Native(at) => frames.extend_from_slice(&native[at]),
-                merge::Frame::Python(at) => frames.extend(process.name(&found[at])),
+                merge::Frame::Python(at) => frames.extend(process.name(&found[at]).map(Arc::new)),
             }
         }
         Some(frames)

@@ -80,7 +80,7 @@ pub struct Symbolizer<S> {
     open_files: usize,
     /// Read when it is first needed; empty when it cannot be.
     vdso: Option<SymbolTable>,
-    places: Generations<(FileKey, u64, u64), Arc<[Frame]>>,
+    places: Generations<(FileKey, u64, u64), Frames>,
     stacks: Generations<(u32, u64), Arc<NamedStack>>,
     tick: u64,
     /// None: as long as it takes.
@@ -251,7 +251,7 @@ impl<S: StackSource> Symbolizer<S> {
         )
     }
 
-    fn with_python(&mut self, instance: u32, stack: &Stack, native: &[Arc<[Frame]>]) -> Vec<Frame> {
+    fn with_python(&mut self, instance: u32, stack: &Stack, native: &[Frames]) -> Vec<Arc<Frame>> {
         let python = match stack.python {
             0 => None,
             hash => self.source.python_frames(hash),
@@ -261,7 +261,7 @@ impl<S: StackSource> Symbolizer<S> {
             .unwrap_or_else(|| native.iter().flat_map(|frames| frames.iter().cloned()).collect())
     }
 
-    fn name_address(&mut self, instance: u32, pc: u64, back: u64) -> (Arc<[Frame]>, Outcome) {
+    fn name_address(&mut self, instance: u32, pc: u64, back: u64) -> (Frames, Outcome) {
         let lookup = pc.wrapping_sub(back);
         let mut region = self.region(instance, lookup);
         let mut known = Outcome::Final;
@@ -314,7 +314,7 @@ impl<S: StackSource> Symbolizer<S> {
         key: &FileKey,
         pc: u64,
         back: u64,
-    ) -> (Arc<[Frame]>, Outcome) {
+    ) -> (Frames, Outcome) {
         let offset = pc.wrapping_sub(back) - region.start + region.offset;
         let place = (key.clone(), offset, back);
         if let Some(frames) = self.places.get(&place) {
@@ -327,7 +327,7 @@ impl<S: StackSource> Symbolizer<S> {
         }
         let Some(module) = self.modules.get_mut(key) else {
             let outcome = if late { Outcome::Raw } else { Outcome::Final };
-            return (Arc::from([unopened(region, offset + back)]), outcome);
+            return (one(unopened(region, offset + back)), outcome);
         };
         if !module.is_elf() {
             // Code compiled at run time can lie in a file of memory.
@@ -335,10 +335,10 @@ impl<S: StackSource> Symbolizer<S> {
         }
         let address = module.address_of(offset) + back;
         if late {
-            return (Arc::from([module.unnamed(address)]), Outcome::Raw);
+            return (one(module.unnamed(address)), Outcome::Raw);
         }
         let was_open = module.has_open_file();
-        let frames: Arc<[Frame]> = module.frames(address, back).into();
+        let frames: Frames = Frame::shared(module.frames(address, back)).into();
         if was_open && !module.has_open_file() {
             self.open_files -= 1;
         }
@@ -353,7 +353,7 @@ impl<S: StackSource> Symbolizer<S> {
         region: Option<&Region>,
         pc: u64,
         back: u64,
-    ) -> (Arc<[Frame]>, Outcome) {
+    ) -> (Frames, Outcome) {
         let late = self.out_of_time();
         let place = Frame {
             module: region.map(module_name),
@@ -361,12 +361,12 @@ impl<S: StackSource> Symbolizer<S> {
             ..Frame::default()
         };
         let Some(process) = self.processes.get_mut(&instance) else {
-            return (Arc::from([place]), Outcome::Final);
+            return (one(place), Outcome::Final);
         };
         let lookup = pc.wrapping_sub(back);
         if process.perf_map.find(lookup).is_none() && process.perf_map_read != Some(self.tick) {
             if late {
-                return (Arc::from([place]), Outcome::Raw);
+                return (one(place), Outcome::Raw);
             }
             process.perf_map_read = Some(self.tick);
             if process.read_perf_map() {
@@ -377,23 +377,20 @@ impl<S: StackSource> Symbolizer<S> {
         let Some((name, start)) = process.perf_map.find(lookup) else {
             // A runtime that writes a perf map may write the name after the code has run.
             let writes = process.pid.is_some() && process.perf_map_bytes > 0;
-            return (
-                Arc::from([place]),
-                if writes { Outcome::Passing } else { Outcome::Final },
-            );
+            return (one(place), if writes { Outcome::Passing } else { Outcome::Final });
         };
         let function = Some(name.to_owned());
         (
-            Arc::from([Frame {
+            one(Frame {
                 function,
                 offset: Some(pc - start),
                 ..place
-            }]),
+            }),
             Outcome::Final,
         )
     }
 
-    fn name_vdso(&mut self, start: u64, pc: u64, back: u64) -> Arc<[Frame]> {
+    fn name_vdso(&mut self, start: u64, pc: u64, back: u64) -> Frames {
         let read = || SymbolTable::read(&vdso::image()?[..]);
         let table = self.vdso.get_or_insert_with(|| read().unwrap_or_default());
         let address = pc - start;
@@ -403,12 +400,12 @@ impl<S: StackSource> Symbolizer<S> {
             ..Frame::default()
         };
         match table.find(address - back) {
-            Some((function, from)) => Arc::from([Frame {
+            Some((function, from)) => one(Frame {
                 function: Some(function),
                 offset: Some(address - from),
                 ..place
-            }]),
-            None => Arc::from([place]),
+            }),
+            None => one(place),
         }
     }
 }
@@ -459,6 +456,13 @@ fn file_key(region: &Region) -> Option<FileKey> {
     } else {
         None
     }
+}
+
+/// The names of one address: several, where functions were inlined. All stacks that pass there share them.
+pub(super) type Frames = Arc<[Arc<Frame>]>;
+
+fn one(frame: Frame) -> Frames {
+    Arc::from([Arc::new(frame)])
 }
 
 fn unopened(region: &Region, address: u64) -> Frame {

@@ -267,7 +267,7 @@ fn the_vdso_has_names() {
     names.add_process(1, std::process::id(), None);
     let frame = names.stack(1, 1).frames[0].clone();
     assert_eq!(
-        (frame.module.as_deref(), frame.function),
+        (frame.module.as_deref(), frame.function.clone()),
         (Some("[vdso]"), table.find(offset).map(|(name, _)| name))
     );
 }

@@ -1,5 +1,7 @@
 //! Which frames of a stack tell the most, and how to call them in little room.
 
+use std::sync::Arc;
+
 use crate::{
     model::{
         label::base_name,
@@ -15,14 +17,15 @@ const STANDARD: &[&str] = &["alloc::", "core::", "std::", "hashbrown::", "__gnu_
 /// The frames worth a place in one line, innermost first: without allocation functions and standard
 /// containers and, as soon as the stack has Python frames, without the insides of the interpreter. When
 /// nothing is left, all.
-pub fn interesting(frames: &[Frame]) -> Vec<&Frame> {
+pub fn interesting(frames: &[Arc<Frame>]) -> Vec<&Frame> {
     let has_python = frames.iter().any(|frame| frame.kind == FrameKind::Python);
     let telling: Vec<&Frame> = frames
         .iter()
+        .map(Arc::as_ref)
         .filter(|frame| is_telling(frame, has_python))
         .collect();
     if telling.is_empty() {
-        frames.iter().collect()
+        frames.iter().map(Arc::as_ref).collect()
     } else {
         telling
     }
@@ -189,7 +192,10 @@ mod tests {
     }
 
     fn names(frames: &[Frame]) -> Vec<String> {
-        interesting(frames).into_iter().map(short).collect()
+        interesting(&Frame::shared(frames.iter().cloned()))
+            .into_iter()
+            .map(short)
+            .collect()
     }
 
     #[test]

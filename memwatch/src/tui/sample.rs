@@ -154,7 +154,7 @@ fn row(number: usize, (frames, mib, objects, growth_kib, oldest): (Vec<Frame>, u
         lifetimes: (0..10).map(life).collect(),
         sizes: (0..13).map(size).collect(),
         oldest_seconds: Some(oldest),
-        frames,
+        frames: Frame::shared(frames),
         stacks: 1,
         ..Row::default()
     }

@@ -1,12 +1,13 @@
 //! What the screen shows and where the user is on it: plain data, changed by reports and keys, read by the
 //! view.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crossterm::event::KeyEvent;
 
 use crate::model::query::{GroupBy, Query, SortBy, View};
-use crate::model::report::{Kind, Report, Row};
+use crate::model::report::{Kind, Process, Report, Row};
 
 use super::filter::Filter;
 use super::history::{History, is_living};
@@ -100,7 +101,6 @@ pub struct State {
     pub(super) message: Option<String>,
     pub(super) history: History,
     pub(super) hits_per_second: Option<f64>,
-    ended: Option<String>,
     /// The row that the user chose; none until then, so that the first row stays selected whichever it is.
     followed: Option<RowId>,
     extent: Extent,
@@ -131,7 +131,6 @@ impl State {
             message: None,
             history: History::default(),
             hits_per_second: None,
-            ended: None,
             followed: None,
             extent: Extent::default(),
             counted: None,
@@ -149,11 +148,6 @@ impl State {
     /// One line for the user, shown until the next key.
     pub fn message(&mut self, text: impl Into<String>) {
         self.message = Some(text.into());
-    }
-
-    /// The watch is over; the last numbers stay on the screen. One line that says why.
-    pub fn ended(&mut self, why: impl Into<String>) {
-        self.ended = Some(why.into());
     }
 
     pub fn has_message(&self) -> bool {
@@ -259,17 +253,15 @@ impl State {
     }
 
     /// Why there will be no newer numbers.
-    pub(super) fn why_ended(&self) -> Option<&str> {
-        let gone =
-            |report: &Arc<Report>| !report.processes.is_empty() && !report.processes.iter().any(is_living);
-        match &self.ended {
-            Some(why) => Some(why),
-            None => self
-                .report
-                .as_ref()
-                .filter(|report| gone(report))
-                .map(|_| "the target ended"),
+    pub(super) fn why_ended(&self) -> Option<Cow<'_, str>> {
+        let processes = &self.report.as_ref()?.processes;
+        if processes.is_empty() || processes.iter().any(is_living) {
+            return None;
         }
+        Some(match how_ended(processes) {
+            Some(how) => Cow::Owned(format!("the target {how}")),
+            None => Cow::Borrowed("the target ended"),
+        })
     }
 
     pub fn key(&mut self, key: KeyEvent) -> Option<Request> {
@@ -488,4 +480,11 @@ fn moved(from: usize, last: usize, page: usize, step: Move) -> usize {
         Move::Last => last,
     }
     .min(last)
+}
+
+/// How the last of them ended that is not said by its being gone.
+fn how_ended(processes: &[Process]) -> Option<String> {
+    let exits = processes.iter().rev().filter_map(|process| process.exit);
+    let told = exits.into_iter().find(|exit| exit.code != Some(0));
+    told.map(|exit| exit.words())
 }

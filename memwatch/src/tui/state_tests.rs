@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use crate::model::exit::Exit;
 use crate::model::query::{GroupBy, Query, SortBy, View};
 use crate::model::report::{Process, Report, Row};
 
@@ -379,8 +380,18 @@ fn a_target_has_ended_when_none_of_its_processes_lives() {
     let mut state = state();
     state.update(with(vec![gone.clone(), sample::process(2)]));
     assert_eq!(state.why_ended(), None);
-    state.update(with(vec![gone]));
-    assert_eq!(state.why_ended(), Some("the target ended"));
-    state.ended("killed by signal 9");
-    assert_eq!(state.why_ended(), Some("killed by signal 9"));
+    state.update(with(vec![gone.clone()]));
+    assert_eq!(state.why_ended().as_deref(), Some("the target ended"));
+    let killed = Process {
+        exit: Some(Exit {
+            signal: Some(9),
+            ..Exit::default()
+        }),
+        ..gone.clone()
+    };
+    state.update(with(vec![killed, gone]));
+    assert_eq!(
+        state.why_ended().as_deref(),
+        Some("the target was killed by SIGKILL")
+    );
 }

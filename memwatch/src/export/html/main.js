@@ -11,10 +11,17 @@ function facts(entries) {
   return el("dl", { class: "facts" }, ...known.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
+function ending(exit) {
+  if (!exit) return "has ended";
+  if (exit.out_of_memory) return "was killed for want of memory";
+  if (exit.signal !== null) return "was killed by signal " + exit.signal;
+  return "has ended" + (exit.code ? " with exit code " + exit.code : "");
+}
+
 function processFacts(process) {
   const container = process.container;
   return facts([
-    ["Process", process.pid + " " + process.comm + (process.exited ? " (has ended)" : "")],
+    ["Process", process.pid + " " + process.comm + (process.exited ? " (" + ending(process.exit) + ")" : "")],
     ["Command", process.cmdline.length ? el("code", {}, process.cmdline.join(" ")) : null],
     ["Program", process.exe],
     ["Started", process.start_time],
@@ -75,8 +82,9 @@ function put(id, ...elements) {
 }
 
 function main() {
-  const { report, frames, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
-  for (const row of report.rows) row.frames = row.frames.map((id) => frames[id]);
+  const { report, rows, frames, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
+  for (const row of rows) row.frames = row.frames.map((id) => frames[id]);
+  report.rows = rows;
   document.getElementById("theme").addEventListener("click", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

@@ -1,13 +1,15 @@
 //! The leak report as one HTML file that needs nothing else: its style, its scripts and its data are in it.
 
 use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::leaks::{self, LeakOptions, evidence};
 use crate::format::ByteFormat;
-use crate::model::leaks::{LeakReport, owner_of};
+use crate::model::leaks::{LeakReport, Suppressed, TimelinePoint, owner_of};
+use crate::model::report::{Delta, Frame, Report, Row};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("style.css");
@@ -24,63 +26,109 @@ const SCRIPTS: [&str; 7] = [
 
 /// What the scripts draw from: the JSON of the report, and what takes more than that to know.
 #[derive(Serialize)]
-struct Data {
-    /// Its rows have numbers in place of frames, which are in `frames`: thousands of stacks share most of theirs.
-    report: Value,
-    frames: Vec<Value>,
+struct Data<'a> {
+    report: Head<'a>,
+    rows: Vec<PageRow<'a>>,
+    frames: Vec<&'a Frame>,
     /// The frame of each row that its blocks belong to.
     owners: Vec<Option<usize>>,
     /// The evidence of each finding.
     sentences: Vec<Vec<String>>,
 }
 
-/// Of a row, what the page does not show.
-const NOT_SHOWN: [&str; 4] = ["sizes", "lifetimes", "ages", "growth_bytes_per_second"];
+/// The report, its rows apart.
+#[derive(Serialize)]
+struct Head<'a> {
+    #[serde(flatten)]
+    report: Report,
+    timeline: &'a [TimelinePoint],
+    baseline_seconds: f64,
+    levelled_off: usize,
+    too_short: bool,
+    suppressed: &'a [Suppressed],
+}
 
-impl Data {
-    fn new(leaks: &LeakReport) -> Result<Self, serde_json::Error> {
-        let mut report = serde_json::to_value(leaks)?;
-        let (mut frames, mut ids) = (Vec::new(), HashMap::new());
-        let rows = report.get_mut("rows").and_then(Value::as_array_mut);
-        for row in rows.into_iter().flatten().filter_map(Value::as_object_mut) {
-            for field in NOT_SHOWN {
-                row.remove(field);
-            }
-            // Only what has no frames is called by its key.
-            if row
-                .get("frames")
-                .and_then(Value::as_array)
-                .is_some_and(|frames| !frames.is_empty())
-            {
-                row.remove("key");
-            }
-            for frame in row
-                .get_mut("frames")
-                .and_then(Value::as_array_mut)
-                .into_iter()
-                .flatten()
-            {
-                let id = *ids.entry(frame.to_string()).or_insert_with(|| {
-                    frames.push(frame.clone());
-                    frames.len() - 1
-                });
-                *frame = Value::from(id);
-            }
-        }
-        let findings = leaks.report.findings.iter();
-        Ok(Self {
-            report,
-            frames,
-            owners: leaks.report.rows.iter().map(owner_of).collect(),
-            sentences: findings
-                .map(|finding| evidence::sentences(finding, ByteFormat::default()))
-                .collect(),
+/// What the page shows of a row, with numbers in place of frames: thousands of stacks share most of theirs.
+#[derive(Serialize)]
+struct PageRow<'a> {
+    /// Only what has no frames is called by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    pid: Option<u32>,
+    domain: Option<&'a str>,
+    mapping: Option<&'a str>,
+    inuse_bytes: u64,
+    inuse_objects: u64,
+    alloc_bytes: u64,
+    alloc_objects: u64,
+    delta: Option<Delta>,
+    truncated: bool,
+    frames: Vec<usize>,
+}
+
+/// Every frame once.
+#[derive(Default)]
+struct Frames<'a> {
+    all: Vec<&'a Frame>,
+    /// Most stacks share the very same frame: then it need not be looked at.
+    known: HashMap<*const Frame, usize>,
+    numbers: HashMap<&'a Frame, usize>,
+}
+
+impl<'a> Frames<'a> {
+    fn number(&mut self, frame: &'a Arc<Frame>) -> usize {
+        *self.known.entry(Arc::as_ptr(frame)).or_insert_with(|| {
+            *self.numbers.entry(frame).or_insert_with(|| {
+                self.all.push(frame);
+                self.all.len() - 1
+            })
         })
+    }
+
+    fn row(&mut self, row: &'a Row) -> PageRow<'a> {
+        PageRow {
+            key: row.frames.is_empty().then_some(&row.key),
+            pid: row.pid,
+            domain: row.domain.as_deref(),
+            mapping: row.mapping.as_deref(),
+            inuse_bytes: row.inuse_bytes,
+            inuse_objects: row.inuse_objects,
+            alloc_bytes: row.alloc_bytes,
+            alloc_objects: row.alloc_objects,
+            delta: row.delta,
+            truncated: row.truncated,
+            frames: row.frames.iter().map(|frame| self.number(frame)).collect(),
+        }
     }
 }
 
-pub fn page(report: &LeakReport) -> Result<String, serde_json::Error> {
-    let data = for_script(&serde_json::to_string(&Data::new(report)?)?);
+impl<'a> Data<'a> {
+    fn new(leaks: &'a LeakReport) -> Self {
+        let report = &leaks.report;
+        let mut frames = Frames::default();
+        let rows = report.rows.iter().map(|row| frames.row(row)).collect();
+        let findings = report.findings.iter();
+        Self {
+            report: Head {
+                report: report.without_rows(),
+                timeline: &leaks.timeline,
+                baseline_seconds: leaks.baseline_seconds,
+                levelled_off: leaks.levelled_off,
+                too_short: leaks.too_short,
+                suppressed: &leaks.suppressed,
+            },
+            rows,
+            frames: frames.all,
+            owners: report.rows.iter().map(owner_of).collect(),
+            sentences: findings
+                .map(|finding| evidence::sentences(finding, ByteFormat::default()))
+                .collect(),
+        }
+    }
+}
+
+pub fn write(report: &LeakReport, out: &mut dyn Write) -> io::Result<()> {
+    let data = for_script(&serde_json::to_string(&Data::new(report))?);
     let options = LeakOptions {
         bytes: ByteFormat::default(),
         shown: leaks::DEFAULT_SHOWN,
@@ -88,7 +136,7 @@ pub fn page(report: &LeakReport) -> Result<String, serde_json::Error> {
     };
     // For who has scripts switched off, and for search in the file.
     let text = leaks::text(report, &options);
-    Ok(fill(
+    fill(
         PAGE,
         &[
             ("{title}", &escaped(&leaks::title(&report.report))),
@@ -98,23 +146,22 @@ pub fn page(report: &LeakReport) -> Result<String, serde_json::Error> {
             ("{data}", &data),
             ("{scripts}", &SCRIPTS.concat()),
         ],
-    ))
+        out,
+    )
 }
 
 /// Puts each text where its mark stands, in one pass: a text that looks like a mark is only a text.
-fn fill(mut page: &str, texts: &[(&str, &str)]) -> String {
-    let mut out = String::new();
+fn fill(mut page: &str, texts: &[(&str, &str)], out: &mut dyn Write) -> io::Result<()> {
     loop {
         let next = texts
             .iter()
             .filter_map(|(mark, text)| Some((page.find(mark)?, *mark, *text)))
             .min_by_key(|(place, ..)| *place);
         let Some((place, mark, text)) = next else {
-            out.push_str(page);
-            return out;
+            return out.write_all(page.as_bytes());
         };
-        out.push_str(&page[..place]);
-        out.push_str(text);
+        out.write_all(&page.as_bytes()[..place])?;
+        out.write_all(text.as_bytes())?;
         page = &page[place + mark.len()..];
     }
 }
@@ -139,19 +186,37 @@ fn escaped(text: &str) -> String {
 
 /// JSON inside a script element: no name in it can end the element.
 fn for_script(json: &str) -> String {
-    json.replace('<', "\\u003c")
-        .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029")
+    use std::fmt::Write as _;
+    let mut out = String::with_capacity(json.len());
+    for part in json.split_inclusive(['<', '\u{2028}', '\u{2029}']) {
+        let mut chars = part.chars();
+        match chars.next_back() {
+            Some(end @ ('<' | '\u{2028}' | '\u{2029}')) => {
+                out.push_str(chars.as_str());
+                let _ = write!(out, "\\u{:04x}", u32::from(end));
+            }
+            _ => out.push_str(part),
+        }
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::export::leaks::tests::leaky;
 
+    fn page(report: &LeakReport) -> String {
+        let mut page = Vec::new();
+        write(report, &mut page).unwrap();
+        String::from_utf8(page).unwrap()
+    }
+
     #[test]
     fn the_page_needs_nothing_from_elsewhere() {
-        let page = page(&leaky()).unwrap();
+        let page = page(&leaky());
         for outside in [
             "src=",
             "href=\"http",
@@ -172,9 +237,9 @@ mod tests {
     fn names_of_the_watched_program_cannot_become_part_of_the_page() {
         let mut report = leaky();
         let evil = "</script><script>alert(1)</script><!--{data}";
-        report.report.rows[0].frames[0].function = Some(evil.to_owned());
+        Arc::make_mut(&mut report.report.rows[0].frames[0]).function = Some(evil.to_owned());
         report.report.processes[0].comm = evil.to_owned();
-        let page = page(&report).unwrap();
+        let page = page(&report);
         assert!(!page.contains(evil));
         assert_eq!(page.matches("<script").count(), 2);
         assert_eq!(page.matches("</script>").count(), 2);
@@ -183,14 +248,14 @@ mod tests {
 
     #[test]
     fn the_data_is_the_json_of_the_report() {
-        let page = page(&leaky()).unwrap();
+        let page = page(&leaky());
         let begin = page.find("type=\"application/json\">").unwrap() + "type=\"application/json\">".len();
         let end = begin + page[begin..].find("</script>").unwrap();
         let value: Value = serde_json::from_str(&page[begin..end]).unwrap();
         let whole = serde_json::to_value(leaky()).unwrap();
         assert_eq!(value["report"]["timeline"], whole["timeline"]);
         assert_eq!(value["report"]["findings"], whole["findings"]);
-        for (row, all) in value["report"]["rows"]
+        for (row, all) in value["rows"]
             .as_array()
             .unwrap()
             .iter()

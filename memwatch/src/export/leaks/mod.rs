@@ -186,9 +186,7 @@ fn identity(process: &Process, options: &LeakOptions) -> String {
         "most RSS ever {}",
         known(process.peak_rss_bytes, options)
     ));
-    if process.exited {
-        parts.push("has ended".to_owned());
-    }
+    parts.extend(process.end());
     parts.join(", ")
 }
 
@@ -251,7 +249,7 @@ fn stack(row: &Row, options: &LeakOptions) -> Vec<String> {
         row.inuse_objects
     )];
     let shown = options.frames.unwrap_or(usize::MAX);
-    lines.extend(row.frames.iter().take(shown).map(name::frame));
+    lines.extend(row.frames.iter().take(shown).map(|frame| name::frame(frame)));
     if row.frames.is_empty() {
         lines.push("[no stack]".to_owned());
     } else if row.truncated {

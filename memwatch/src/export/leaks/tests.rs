@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::export::fixtures::{full, native_frame, row};
 use crate::model::leaks::{Suppressed, TimelinePoint};
-use crate::model::report::{Delta, Kind};
+use crate::model::report::{Delta, Frame, Kind};
 
 fn finding(kind: &str, severity: &str, title: &str, row: u64, evidence: serde_json::Value) -> Finding {
     Finding {
@@ -32,7 +32,7 @@ pub(crate) fn leaky() -> LeakReport {
             inuse_bytes: -(1 << 20),
             ..Delta::default()
         }),
-        frames: vec![
+        frames: Frame::shared([
             native_frame("malloc", None, "/lib/libc.so.6"),
             native_frame(
                 "parse<int, std::string>",
@@ -40,7 +40,7 @@ pub(crate) fn leaky() -> LeakReport {
                 "/app/server",
             ),
             native_frame("main", Some(("src/main.cc", 3)), "/app/server"),
-        ],
+        ]),
         ..row()
     };
     report.rows.push(other);

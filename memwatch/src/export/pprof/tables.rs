@@ -1,6 +1,7 @@
 //! What the samples of a profile point to: texts, mappings, functions and locations, each once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::proto::{Function, Line, Location, Mapping};
 use crate::model::label;
@@ -46,7 +47,7 @@ impl Tables {
     }
 
     /// The locations of a stack. Inlined functions share the location of the one they were inlined into.
-    pub fn stack(&mut self, frames: &[Frame]) -> Vec<u64> {
+    pub fn stack(&mut self, frames: &[Arc<Frame>]) -> Vec<u64> {
         let mut ids = Vec::with_capacity(frames.len());
         let mut lines = Vec::new();
         for (index, frame) in frames.iter().enumerate() {

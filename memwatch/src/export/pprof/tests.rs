@@ -79,14 +79,14 @@ fn values_and_labels_are_those_of_the_row() {
 #[test]
 fn inlined_functions_share_a_location_and_addresses_lie_in_their_mapping() {
     let profile = read(&tick(vec![Row {
-        frames: vec![
+        frames: Frame::shared([
             native_frame("malloc", None, "/lib/libc.so.6"),
             Frame {
                 inlined: true,
                 ..native_frame("inner", Some(("a.h", 1)), "/bin/app")
             },
             native_frame("outer", Some(("a.c", 2)), "/bin/app"),
-        ],
+        ]),
         truncated: true,
         ..row()
     }]));

@@ -253,7 +253,7 @@ fn many_processes_are_counted() {
 fn names_of_any_kind() {
     let template = format!("std::map<{}>::insert", "std::string, ".repeat(300));
     let mut report = tick(vec![Row {
-        frames: vec![
+        frames: Frame::shared([
             native_frame(
                 "größe_キャッシュ",
                 Some(("src/café.c", 1)),
@@ -262,7 +262,7 @@ fn names_of_any_kind() {
             native_frame(&template, None, "/usr/lib/libstdc++.so.6"),
             native_frame("evil\x1b[2J\n\u{202e}", None, "/tmp/a\nb"),
             Frame::default(),
-        ],
+        ]),
         ..row()
     }]);
     report.processes[0].comm = "py\x07thon".to_owned();

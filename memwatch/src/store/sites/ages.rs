@@ -1,9 +1,9 @@
 //! How old the blocks of a site are.
 
-use super::super::error::Bad;
-use super::super::numbers::{Input, put, put_difference};
 use super::{AGES, Known, OLDEST, expect, mean_bytes};
 use crate::collect::sample::SiteAges;
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_difference};
 
 /// Gaps between site numbers, what changed, objects, bytes.
 pub(super) const COLUMNS: usize = 4;

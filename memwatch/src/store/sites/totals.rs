@@ -5,9 +5,9 @@
 use memwatch_common::SiteTotals;
 use memwatch_common::limits::{LIFETIME_BUCKETS, SIZE_BUCKETS};
 
-use super::super::error::Bad;
-use super::super::numbers::{Input, put, put_difference};
 use super::{Known, expect, mean_bytes};
+use crate::numbers::Bad;
+use crate::numbers::{Input, put, put_difference};
 
 /// Gaps between site numbers, then one for each of the four counts, then the histograms.
 pub(super) const COLUMNS: usize = 9;

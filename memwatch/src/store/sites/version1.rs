@@ -2,10 +2,10 @@
 
 use memwatch_common::SiteTotals;
 
-use super::super::error::Bad;
-use super::super::numbers::Input;
 use super::totals::COLUMNS;
 use super::{AGES, Known, OLDEST, expect, mean_bytes};
+use crate::numbers::Bad;
+use crate::numbers::Input;
 
 const ALLOCATED: usize = 1;
 const FREED: usize = 2;

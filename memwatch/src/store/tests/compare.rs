@@ -48,6 +48,7 @@ fn changes(old: &mut Recording, new: &mut Recording, group_by: GroupBy) -> Vec<(
 /// As another build of the same source has it.
 fn rebuilt(mut stack: NamedStack) -> NamedStack {
     for frame in &mut stack.frames {
+        let frame = Arc::make_mut(frame);
         frame.build_id = Some("another".into());
         frame.address = frame.address.map(|address| address + 0x777);
         frame.offset = frame.offset.map(|offset| offset + 3);

@@ -228,12 +228,12 @@ fn numbers_too_large_to_add_up_are_refused() {
     // One site that allocated 2^63 objects: gap 0, then each column.
     let huge = {
         let mut out = Vec::new();
-        super::super::numbers::put_difference(&mut out, 1 << 62, 0);
+        crate::numbers::put_difference(&mut out, 1 << 62, 0);
         out
     };
     let mut totals = Vec::new();
     for column in [&[0][..], &huge, &huge, &huge, &[0], &[0], &[], &[0], &[]] {
-        super::super::numbers::put_bytes(&mut totals, column);
+        crate::numbers::put_bytes(&mut totals, column);
     }
     // As version 1 has them, and as they are now.
     for section in [10, 13] {

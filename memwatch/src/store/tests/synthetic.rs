@@ -52,7 +52,7 @@ fn frame(number: u64) -> Frame {
 pub fn stack(number: u64, depth: u64) -> NamedStack {
     let frames = (0..depth).map(|level| frame((number >> (level / 2)) + level * 7919 % 1000));
     NamedStack {
-        frames: frames.collect(),
+        frames: Frame::shared(frames),
         truncated: number.is_multiple_of(97),
         raw: false,
     }

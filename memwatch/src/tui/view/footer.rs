@@ -26,7 +26,7 @@ pub fn draw(frame: &mut Frame, area: Rect, state: &State) {
             cut_end(&format!(" {}", clean(message)), columns).into_owned(),
             state.theme.warn(),
         ),
-        (None, Some(why)) => ended(why, columns, state),
+        (None, Some(why)) => ended(&why, columns, state),
         (None, None) => keys(state, columns, Vec::new()),
     };
     frame.render_widget(Paragraph::new(line), area);

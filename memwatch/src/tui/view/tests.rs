@@ -307,7 +307,7 @@ fn nothing_of_a_hostile_name_acts_on_the_terminal() {
         process.cmdline = vec![evil.to_owned(); 3];
         report.rows[0].key = evil.to_owned();
         report.rows[0].domain = Some(evil.to_owned());
-        for frame in &mut report.rows[0].frames {
+        for frame in report.rows[0].frames.iter_mut().map(Arc::make_mut) {
             frame.function = Some(evil.to_owned());
             frame.file = Some(evil.to_owned());
             frame.module = Some(evil.to_owned());
@@ -414,7 +414,7 @@ proptest! {
             report.since.clone_from(&text);
             for row in &mut report.rows {
                 row.key.clone_from(&text);
-                for frame in &mut row.frames {
+                for frame in row.frames.iter_mut().map(Arc::make_mut) {
                     frame.function = Some(text.clone());
                     frame.file = Some(text.clone());
                 }

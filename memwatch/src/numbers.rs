@@ -1,8 +1,10 @@
 //! Numbers as bytes: seven bits each, the lowest first, so that small ones are short.
 
-use super::error::Bad;
+/// Bytes that say something impossible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bad(pub &'static str);
 
-pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -11,24 +13,24 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Numbers near zero on both sides; any two `u64` have a difference that fits, modulo 2 to the 64.
-pub(super) fn put_difference(out: &mut Vec<u8>, now: u64, before: u64) {
+pub(crate) fn put_difference(out: &mut Vec<u8>, now: u64, before: u64) {
     let difference = now.wrapping_sub(before) as i64;
     put(out, ((difference << 1) ^ (difference >> 63)) as u64);
 }
 
 /// Nothing, or the value plus one.
-pub(super) fn put_option(out: &mut Vec<u8>, value: Option<u64>) {
+pub(crate) fn put_option(out: &mut Vec<u8>, value: Option<u64>) {
     put(out, value.map_or(0, |value| value.saturating_add(1)));
 }
 
-pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Bytes that are yet to be read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Input<'a> {
+pub(crate) struct Input<'a> {
     rest: &'a [u8],
 }
 
