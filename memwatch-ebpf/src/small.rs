@@ -20,7 +20,8 @@ use crate::{
 /// Before the watch: only counts what would be work.
 #[inline(always)]
 pub fn try_out(cookie: Cookie, registers: Registers<'_>) {
-    if cookie.domain() == Domain::Native as u8 || cookie.function() == Function::PythonPool as u8 {
+    let pool = [Function::PythonPool as u8, Function::PythonPoolSite as u8].contains(&cookie.function());
+    if pool || cookie.domain() == Domain::Native as u8 {
         return;
     }
     if cookie.function() == Function::Free as u8 {

@@ -87,6 +87,30 @@ fn in_root(root: &Path, python: &Path, program: &Path) -> Command {
     command
 }
 
+/// Runs a program that uses packages of `tests/requirements.txt`. `Err` where these were not installed.
+pub fn command_with_packages(python: &Path, version: &str, program: &str) -> Result<Command, String> {
+    let (root, folder) = match root_of(python) {
+        Some(root) => (root, Path::new("/").join(PROGRAMS).join("packages")),
+        None => (PathBuf::new(), target_directory().join("python-packages")),
+    };
+    let folder = folder.join(version);
+    let there = root.join(folder.strip_prefix("/").unwrap_or(&folder));
+    let there = if root.as_os_str().is_empty() {
+        folder.clone()
+    } else {
+        there
+    };
+    if !there.is_dir() {
+        return Err(format!(
+            "there is no {} (`cargo xtask setup --tests` fetches it)",
+            there.display()
+        ));
+    }
+    let mut command = command(python, program);
+    command.env("PYTHONPATH", folder);
+    Ok(command)
+}
+
 /// Whole at any moment: other tests may be starting the same program.
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(to))?;

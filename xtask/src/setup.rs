@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: from a fresh machine to one that can build the kernel side.
 
 mod linker;
+mod packages;
 mod pythons;
 
 use std::path::Path;
@@ -63,6 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.tests {
         apt::install(&FOR_TESTS, "tests")?;
         pythons::provide()?;
+        packages::provide()?;
     }
     if options.bench {
         bench::setup()?;

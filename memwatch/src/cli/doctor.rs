@@ -16,7 +16,7 @@ use crate::{
         capabilities::{KERNEL_BTF, TaskLayout, kernel_version},
         links::{Method, UprobePrograms},
         load::{KernelSide, OBJECT},
-        plan::{Abilities, ModulePlan},
+        plan::{Abilities, ModulePlan, Point},
         preflight::{self, ReturnProbes},
     },
     target::{
@@ -241,6 +241,11 @@ fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
         ..Abilities::of_kernel(major, minor, true)
     };
     let mut attacher = Attacher::new(proc, abilities, Scope::Process);
+    let exactly = Abilities {
+        python: true,
+        ..abilities
+    };
+    let mut exact = Attacher::new(ProcRoot::default(), exactly, Scope::Process);
     for selected in Selector::default().select(&target)? {
         let (plans, why_not) = attacher.look(selected.pid)?;
         let allocators = plans.iter().filter(|plan| plan.is_allocator());
@@ -257,6 +262,10 @@ fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
                 Ok(format!("allocators: {}", names.join(", ")))
             },
         );
+        let (exactly, _) = exact.look(selected.pid)?;
+        if let Some(found) = exactly.iter().find_map(|plan| each_object(plan)) {
+            checks.add(format!("process {} with --python exact", selected.pid), Ok(found));
+        }
         for plan in plans {
             checks.probes.extend(probes(&plan));
         }
@@ -268,6 +277,18 @@ fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
         .probes
         .dedup_by(|a, b| (&a.module, a.offset) == (&b.module, b.offset));
     Ok(())
+}
+
+/// What `--python exact` shows of a file with a CPython.
+fn each_object(plan: &ModulePlan) -> Option<String> {
+    if let Some(inlined) = &plan.inlined {
+        return Some(format!(
+            "counts small objects as they are handed out, at {} of {} places ({} has its allocator inlined); what is in use of them is estimated",
+            inlined.probed, inlined.found, inlined.module
+        ));
+    }
+    let python = plan.points.iter().any(Point::is_python);
+    python.then(|| format!("follows each block ({} calls its allocator)", plan.module))
 }
 
 fn probes(plan: &ModulePlan) -> impl Iterator<Item = Probe> + '_ {

@@ -12,6 +12,7 @@ use super::counts::{Counting, Counts, SiteId, add_delta};
 use super::estimate::{Estimate, Share};
 use super::filter::{BadGlob, Filter};
 use super::keys::{self, GroupKey};
+use super::processes::Instance;
 use super::query::{GroupBy, Query, SortBy, View};
 use super::report::{Age, Delta, Frame, Row, SizeBucket};
 use super::shares::by_size;
@@ -51,6 +52,8 @@ pub(super) struct Numbers {
     pub estimate: Estimate,
     /// Counted when it was handed out, and not known what became of it: part of `total` as allocated, not as freed.
     pub passed: Counts,
+    /// What was in pools before any of that was counted: part of `estimate`, as far as it is still there.
+    pub from_before: Estimate,
 }
 
 impl Numbers {
@@ -67,17 +70,22 @@ impl Numbers {
         self.oldest_born_ns = older(self.oldest_born_ns, other.oldest_born_ns);
         self.estimate.add(&other.estimate);
         self.passed += other.passed;
+        self.from_before.add(&other.from_before);
     }
 
-    /// What the site's numbers mean where small Python objects are counted as they are handed out: `counts_small`.
-    fn by_counting(&mut self, counting: Counting, counts_small: bool) {
-        match counting {
+    /// What the site's numbers mean where small Python objects are counted as they are handed out.
+    fn by_counting(&mut self, id: &SiteId, process: &Instance) {
+        match id.counting {
             Counting::Allocations => {
                 self.passed = self.total;
                 (self.total.freed_bytes, self.total.freed_objects) = (0, 0);
             }
-            Counting::Pools if counts_small => {
+            Counting::Pools if process.counts_small => {
                 self.total = Counts::default();
+                if id.stack == STACK_BEFORE {
+                    let before = &process.from_before;
+                    self.from_before = Estimate::of(before.inuse_bytes(), before.inuse_objects());
+                }
                 if let Some(delta) = &mut self.delta {
                     (delta.alloc_bytes, delta.alloc_objects) = (0, 0);
                 }
@@ -88,10 +96,14 @@ impl Numbers {
 
     /// What is not in use any more by the pools was freed.
     const fn freed(&self) -> (u64, u64) {
-        let (bytes, objects) = (self.estimate.bytes, self.estimate.objects);
+        let (now, before) = (&self.estimate, &self.from_before);
+        let (bytes, objects) = (
+            self.passed.alloc_bytes + before.bytes,
+            self.passed.alloc_objects + before.objects,
+        );
         (
-            self.total.freed_bytes + self.passed.alloc_bytes.saturating_sub(bytes),
-            self.total.freed_objects + self.passed.alloc_objects.saturating_sub(objects),
+            self.total.freed_bytes + bytes.saturating_sub(now.bytes),
+            self.total.freed_objects + objects.saturating_sub(now.objects),
         )
     }
 
@@ -222,9 +234,11 @@ fn candidates<'a>(
                     Estimate::default()
                 },
                 passed: Counts::default(),
+                from_before: Estimate::default(),
             };
-            let process = model.processes().get(id.instance);
-            numbers.by_counting(id.counting, process.is_some_and(|process| process.counts_small));
+            if let Some(process) = model.processes().get(id.instance) {
+                numbers.by_counting(id, process);
+            }
             Candidate {
                 id: *id,
                 site,

@@ -53,6 +53,8 @@ pub struct Instance {
     pub replaced: bool,
     /// Its small Python objects are counted where they are handed out; pools only tell what is in use of them.
     pub counts_small: bool,
+    /// What was in pools when they were first looked at.
+    pub from_before: Counts,
     /// Indexed by [`Domain`].
     pub counts: [Counts; Domain::ALL.len()],
 }
@@ -203,8 +205,10 @@ impl Processes {
         let ends = saved.ended();
         let Some(entry) = self.entry(number) else { return };
         let (counts, counts_small, had_ended) = (entry.counts, entry.counts_small, entry.ended());
+        let from_before = entry.from_before;
         *entry = Instance {
             counts_small,
+            from_before,
             counts,
             ..saved
         };

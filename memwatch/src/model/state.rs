@@ -266,9 +266,12 @@ impl Model {
         } else {
             id.domain
         };
-        let counts = &mut process.counts[domain as usize];
         // What was there before the watch was not counted as it was handed out.
         let is_from_before = id.stack == STACK_BEFORE && before == Counts::default();
+        if id.counting == Counting::Pools && is_from_before {
+            process.from_before = now;
+        }
+        let counts = &mut process.counts[domain as usize];
         if id.counting == Counting::Pools && process.counts_small && !is_from_before {
             counts.add_kept(&before, &now);
         } else {

@@ -1,8 +1,12 @@
 use memwatch_common::event::{MAPPING_ALLOCATOR, MAPPING_ANONYMOUS};
 
+use super::super::group::rows;
 use super::super::mappings::MappingKind;
+use super::super::query::{GroupBy, Query};
 use super::super::testing::{SECOND, blocks, key, sample};
 use super::*;
+use crate::collect::sample::PoolTotals;
+use crate::symbolize::names::StackTable;
 
 fn native(instance: u32, stack: u64) -> SiteId {
     SiteId {
@@ -254,4 +258,41 @@ fn a_program_that_was_replaced_holds_nothing() {
     // After a full ring all sites are read again.
     model.apply(sample(2).site(key, blocks(10, 6, 2)).alive(100, 2));
     assert_eq!(counts(&model).inuse_objects(), 0);
+}
+
+/// 1,000 small objects from before the watch, 500 handed out since, of which 200 are left.
+#[test]
+fn what_was_there_before_does_not_hide_what_was_freed() {
+    let pools = |stack, objects| PoolTotals {
+        key: key(1, Domain::PythonObject, stack),
+        totals: blocks(64, objects, 0),
+        classes: Vec::new(),
+    };
+    let handed_out = SiteKey {
+        domain: Domain::PythonObject as u32 | ALLOCATED_ONLY,
+        ..key(1, Domain::PythonObject, 30)
+    };
+    let mut model = Model::new();
+    model.apply(Sample {
+        pools: vec![pools(STACK_BEFORE, 1000)],
+        ..sample(0)
+    });
+    model.apply(Sample {
+        pools: vec![pools(STACK_BEFORE, 1000), pools(30, 200)],
+        ..sample(1).site(handed_out, blocks(64, 500, 0))
+    });
+    for group_by in [GroupBy::Process, GroupBy::Domain] {
+        let query = Query {
+            group_by,
+            ..Query::default()
+        };
+        let (rows, _) = rows(&model, &query, &mut StackTable::new(), None, 2 * SECOND).unwrap();
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!(
+            (row.inuse_objects, row.freed_objects, row.freed_bytes),
+            (1200, 300, 300 * 64)
+        );
+    }
+    let counts = &model.processes().get(1).unwrap().counts[Domain::PythonObject as usize];
+    assert_eq!((counts.inuse_objects(), counts.freed_objects), (1200, 300));
 }

@@ -278,12 +278,12 @@ impl Attacher {
         notes
     }
 
-    /// The plans of all files looked at that hand out blocks, by name.
-    pub fn allocators(&self) -> Vec<Rc<ModulePlan>> {
+    /// The plans of all files looked at that hand out blocks or pools of them, by name.
+    pub fn watched(&self) -> Vec<Rc<ModulePlan>> {
         let mut plans: Vec<_> = self
             .plans
             .values()
-            .filter(|plan| plan.is_allocator())
+            .filter(|plan| plan.is_watched())
             .cloned()
             .collect();
         plans.sort_by(|a, b| a.module.cmp(&b.module));

@@ -79,7 +79,7 @@ impl Point {
             self.domain,
             Domain::PythonRaw | Domain::PythonMem | Domain::PythonObject
         );
-        python && self.function != Function::PythonPool
+        python && !matches!(self.function, Function::PythonPool | Function::PythonPoolSite)
     }
 
     /// What one call of the function will cost more, in nanoseconds.

@@ -87,7 +87,7 @@ fn main_price(attacher: &Attacher, symbol: &str, of: impl Fn(&Point) -> bool) ->
 }
 
 fn price(attacher: &Attacher, of: impl Fn(&Point) -> bool) -> Option<f64> {
-    let plans = attacher.allocators();
+    let plans = attacher.watched();
     let points = plans.iter().flat_map(|plan| &plan.points);
     let cheapest = points.filter(|point| of(point)).map(Point::nanoseconds).min();
     cheapest.map(|ns| ns as f64)

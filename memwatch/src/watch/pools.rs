@@ -60,9 +60,11 @@ impl Pools {
         }
         // Such a build has pymalloc's code too, and never runs it.
         if interpreter.build.free_threaded {
-            return Some(
-                "Python objects are not shown: a free-threaded build has them all in mimalloc's pages (--python exact shows them)",
-            );
+            return Some(if self.mode == PythonMode::Exact {
+                "Python objects are shown in part: this free-threaded build has its allocator inlined, and of what is handed out there only blocks up to 512 bytes are counted, and none as in use"
+            } else {
+                "Python objects are not shown: a free-threaded build has them all in mimalloc's pages (--python exact shows them)"
+            });
         }
         let active = interpreter.active_allocator(PythonDomain::Object, memory);
         // Each block is libc's then.
