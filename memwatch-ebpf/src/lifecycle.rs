@@ -15,8 +15,8 @@ use memwatch_common::{
 use crate::{
     atomic,
     maps::{self, NEXT_INSTANCE, PROCESSES, SPACES, STATES, count, send},
+    memory::read_kernel,
     python, slot,
-    unwind::read_kernel,
 };
 
 /// Numbers whose places are tried: half of all at least are free, unless very many have ended and were not read yet.

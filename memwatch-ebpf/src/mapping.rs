@@ -19,6 +19,7 @@ use memwatch_common::{
 use crate::{
     arch::{BRK, MMAP, MREMAP, MUNMAP},
     maps::{self, count, send, send_quietly},
+    memory,
     slot::{self, MappingCall, Slot},
     unwind,
 };
@@ -277,7 +278,7 @@ fn program_break(config: &Config) -> u64 {
     // SAFETY: reads two words of the current task at offsets from the running kernel's BTF.
     unsafe {
         let task = bpf_get_current_task_btf() as u64;
-        let mm = unwind::read_kernel(task + u64::from(config.task_mm));
-        unwind::read_kernel(mm + u64::from(config.mm_brk))
+        let mm = memory::read_kernel(task + u64::from(config.task_mm));
+        memory::read_kernel(mm + u64::from(config.mm_brk))
     }
 }

@@ -17,8 +17,8 @@ use memwatch_common::{
 use crate::{
     bound::mask,
     maps::{PYTHON_AT, PYTHON_CODES, PYTHON_CODES_TOLD, PYTHON_STACKS, PYTHONS, count},
+    memory::read_kernel,
     slot::{Slot, TaskStorage},
-    unwind::read_kernel,
 };
 
 const FRAME_WORDS: usize = MAX_FRAME_BYTES / 8;

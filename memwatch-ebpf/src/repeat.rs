@@ -8,8 +8,9 @@ use memwatch_common::stack::STACK_COMPLETE;
 
 use crate::{
     bound::mask,
+    memory::{CHUNK_MASK, load_chunk},
     slot::Slot,
-    unwind::{CHUNK_MASK, Start, load_chunk},
+    unwind::Start,
 };
 
 /// Words that are remembered: two a frame in code with frame pointers.

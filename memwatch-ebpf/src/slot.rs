@@ -11,12 +11,7 @@ use memwatch_common::{
     unwind::x86_64::Frame,
 };
 
-use crate::{
-    bound::mask,
-    maps::count,
-    repeat::LastWalk,
-    unwind::{Search, read_word},
-};
+use crate::{bound::mask, maps::count, memory::read_word, repeat::LastWalk, rules::Search};
 
 /// A call that has begun and not returned.
 #[repr(C)]
@@ -294,8 +289,8 @@ fn on_other_stack(config: &Config, sp: u64, below: u64) -> bool {
     // SAFETY: reads two words of the current task at offsets from the running kernel's BTF.
     let (start, size) = unsafe {
         let task = bpf_get_current_task_btf() as u64;
-        let start = crate::unwind::read_kernel(task + u64::from(config.task_sas_sp));
-        let size = crate::unwind::read_kernel(task + u64::from(config.task_sas_size));
+        let start = crate::memory::read_kernel(task + u64::from(config.task_sas_sp));
+        let size = crate::memory::read_kernel(task + u64::from(config.task_sas_size));
         (start, size)
     };
     let inside = |p: u64| p.wrapping_sub(start) < size;
