@@ -236,13 +236,25 @@ fn multi(
     let offsets: Vec<u64> = points.iter().map(|point| point.offset).collect();
     let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
     let made = link(program, path, &offsets, &cookies, pid, flags);
-    made.map(Some).with_context(|| {
+    made.map(Some).map_err(other_tool).with_context(|| {
         format!(
             "cannot probe {} functions in {}",
             points.len(),
             path.to_string_lossy()
         )
     })
+}
+
+/// The kernel keeps one reference counter for each place, and some tools ask for one by mistake (bcc 0.26 does): nobody
+/// else can probe there while they do.
+fn other_tool(error: io::Error) -> anyhow::Error {
+    let invalid = error.raw_os_error() == Some(libc::EINVAL);
+    let error = anyhow::Error::from(error);
+    if invalid {
+        error.context("another tool may hold these places (the kernel's log then has `ref_ctr_offset mismatch`): end it first")
+    } else {
+        error
+    }
 }
 
 fn link(
@@ -315,6 +327,7 @@ fn perf_event(
         )
     };
     let event = owned(event)
+        .map_err(other_tool)
         .with_context(|| format!("cannot probe {} at {:#x}", path.to_string_lossy(), point.offset))?;
     let mut attr = zeroed_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
