@@ -1,7 +1,7 @@
 //! Stacks as bcc's memleak takes them, for the record.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fmt, fs,
     path::PathBuf,
     process::{Command, Stdio},
@@ -13,6 +13,9 @@ use memwatch::{
 };
 
 use crate::{gdb::Place, target::die_with_parent};
+
+/// It does not always get its probes in place.
+const ATTEMPTS: u32 = 5;
 
 const MEMLEAK: &str = "/usr/sbin/memleak-bpfcc";
 
@@ -71,7 +74,7 @@ impl fmt::Display for Share {
 }
 
 /// Watches a process for so many seconds. `Err` says what is missing.
-pub fn share(pid: u32, seconds: u32, roots: &HashSet<Place>) -> Result<Share, String> {
+pub fn share(pid: u32, seconds: u32, is_root: impl Fn(&Place) -> bool) -> Result<Share, String> {
     let code = Code::of(pid)?;
     let mut script = fs::read_to_string(MEMLEAK).map_err(|error| format!("{MEMLEAK}: {error}"))?;
     for (from, to) in CHANGES {
@@ -93,18 +96,23 @@ pub fn share(pid: u32, seconds: u32, roots: &HashSet<Place>) -> Result<Share, St
     }
     command.args([&seconds.to_string(), "1"]).stdin(Stdio::null());
     die_with_parent(&mut command);
-    let output = command
-        .output()
-        .map_err(|error| format!("memleak cannot be run: {error}"))?;
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let share = count(&printed, |address| {
-        code.place(address).is_some_and(|place| roots.contains(&place))
-    });
-    if share.allocations == 0 {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("memleak saw nothing: {}", said.trim()));
+    let mut said = String::new();
+    for _ in 0..ATTEMPTS {
+        let output = command
+            .output()
+            .map_err(|error| format!("memleak cannot be run: {error}"))?;
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let share = count(&printed, |address| {
+            code.place(address).is_some_and(|place| is_root(&place))
+        });
+        if share.allocations > 0 {
+            return Ok(share);
+        }
+        String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .clone_into(&mut said);
     }
-    Ok(share)
+    Err(format!("memleak saw nothing: {said}"))
 }
 
 fn count(printed: &str, is_root: impl Fn(u64) -> bool) -> Share {
