@@ -14,8 +14,8 @@ use memwatch::{
 
 use crate::{gdb::Place, target::die_with_parent};
 
-/// It does not always get its probes in place.
-const ATTEMPTS: u32 = 5;
+/// It wants tracefs mounted, which need not stay so for others.
+const WITH_TRACEFS: &str = "mount -t tracefs tracing /sys/kernel/tracing; exec /usr/bin/python3 \"$@\"";
 
 const MEMLEAK: &str = "/usr/sbin/memleak-bpfcc";
 
@@ -86,9 +86,10 @@ pub fn share(pid: u32, seconds: u32, is_root: impl Fn(&Place) -> bool) -> Result
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let path = folder.path().join("memleak");
     fs::write(&path, script).map_err(|error| error.to_string())?;
-    // The one that bcc is installed for.
-    let mut command = Command::new("/usr/bin/python3");
+    // The distribution's Python is the one that bcc is installed for.
+    let mut command = Command::new("unshare");
     command
+        .args(["--mount", "sh", "-c", WITH_TRACEFS, "memleak"])
         .arg(path)
         .args(["--combined-only", "-p", &pid.to_string()]);
     if let Some(allocator) = code.allocator() {
@@ -96,23 +97,18 @@ pub fn share(pid: u32, seconds: u32, is_root: impl Fn(&Place) -> bool) -> Result
     }
     command.args([&seconds.to_string(), "1"]).stdin(Stdio::null());
     die_with_parent(&mut command);
-    let mut said = String::new();
-    for _ in 0..ATTEMPTS {
-        let output = command
-            .output()
-            .map_err(|error| format!("memleak cannot be run: {error}"))?;
-        let printed = String::from_utf8_lossy(&output.stdout);
-        let share = count(&printed, |address| {
-            code.place(address).is_some_and(|place| is_root(&place))
-        });
-        if share.allocations > 0 {
-            return Ok(share);
-        }
-        String::from_utf8_lossy(&output.stderr)
-            .trim()
-            .clone_into(&mut said);
+    let output = command
+        .output()
+        .map_err(|error| format!("memleak cannot be run: {error}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let share = count(&printed, |address| {
+        code.place(address).is_some_and(|place| is_root(&place))
+    });
+    if share.allocations == 0 {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("memleak saw nothing: {}", said.trim()));
     }
-    Err(format!("memleak saw nothing: {said}"))
+    Ok(share)
 }
 
 fn count(printed: &str, is_root: impl Fn(u64) -> bool) -> Share {
