@@ -1,7 +1,7 @@
 //! Stacks as bcc's memleak takes them, for the record.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fmt, fs,
     path::PathBuf,
     process::{Command, Stdio},
@@ -13,6 +13,9 @@ use memwatch::{
 };
 
 use crate::{gdb::Place, target::die_with_parent};
+
+/// It wants tracefs mounted, which need not stay so for others.
+const WITH_TRACEFS: &str = "mount -t tracefs tracing /sys/kernel/tracing; exec /usr/bin/python3 \"$@\"";
 
 const MEMLEAK: &str = "/usr/sbin/memleak-bpfcc";
 
@@ -71,7 +74,7 @@ impl fmt::Display for Share {
 }
 
 /// Watches a process for so many seconds. `Err` says what is missing.
-pub fn share(pid: u32, seconds: u32, roots: &HashSet<Place>) -> Result<Share, String> {
+pub fn share(pid: u32, seconds: u32, is_root: impl Fn(&Place) -> bool) -> Result<Share, String> {
     let code = Code::of(pid)?;
     let mut script = fs::read_to_string(MEMLEAK).map_err(|error| format!("{MEMLEAK}: {error}"))?;
     for (from, to) in CHANGES {
@@ -83,9 +86,10 @@ pub fn share(pid: u32, seconds: u32, roots: &HashSet<Place>) -> Result<Share, St
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let path = folder.path().join("memleak");
     fs::write(&path, script).map_err(|error| error.to_string())?;
-    // The one that bcc is installed for.
-    let mut command = Command::new("/usr/bin/python3");
+    // The distribution's Python is the one that bcc is installed for.
+    let mut command = Command::new("unshare");
     command
+        .args(["--mount", "sh", "-c", WITH_TRACEFS, "memleak"])
         .arg(path)
         .args(["--combined-only", "-p", &pid.to_string()]);
     if let Some(allocator) = code.allocator() {
@@ -98,7 +102,7 @@ pub fn share(pid: u32, seconds: u32, roots: &HashSet<Place>) -> Result<Share, St
         .map_err(|error| format!("memleak cannot be run: {error}"))?;
     let printed = String::from_utf8_lossy(&output.stdout);
     let share = count(&printed, |address| {
-        code.place(address).is_some_and(|place| roots.contains(&place))
+        code.place(address).is_some_and(|place| is_root(&place))
     });
     if share.allocations == 0 {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -53,7 +53,9 @@ fn measure_bcc(name: &str, pid: u32) {
     drop(watch);
     let seen = Seen::of(&report, pid);
     println!("{name}: memwatch: {}", complete(&report, &seen));
-    let share = bcc::share(pid, SECONDS, &seen.roots()).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let roots = seen.roots();
+    let share =
+        bcc::share(pid, SECONDS, |place| roots.contains(place)).unwrap_or_else(|why| panic!("{name}: {why}"));
     println!("{name}: {share}");
 }
 

@@ -26,7 +26,7 @@ const ENDING: &str = ".rows";
 const UNFINISHED: &str = ".new";
 
 /// What lies unfinished for this long will not be finished.
-const FORGOTTEN: Duration = Duration::from_secs(3600);
+const FORGOTTEN: Duration = Duration::from_hours(1);
 
 pub struct Cache {
     folder: File,

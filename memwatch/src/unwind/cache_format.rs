@@ -79,7 +79,7 @@ pub(super) fn read(bytes: &[u8], fingerprint: &Fingerprint) -> Option<Table> {
     let table = Table {
         segments: Vec::new(),
         pages: pages.iter().map(page).collect(),
-        rows: rows.iter().map(row).collect(),
+        rows: rows.iter().copied().map(row).collect(),
         rules: rules.iter().map(rule).collect(),
         stats: TableStats::default(),
     };
@@ -127,7 +127,7 @@ fn page(bytes: &[u8; PAGE]) -> TablePage {
     }
 }
 
-fn row(bytes: &[u8; ROW]) -> Row {
+fn row(bytes: [u8; ROW]) -> Row {
     Row {
         pc_low: u16::from_le_bytes([bytes[0], bytes[1]]),
         rule: u16::from_le_bytes([bytes[2], bytes[3]]),

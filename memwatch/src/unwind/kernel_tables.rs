@@ -23,7 +23,7 @@ pub(super) trait KernelTables {
     fn set_rule(&mut self, number: u32, rule: &Rule) -> io::Result<()>;
     fn set_block(&mut self, number: u32, block: &RowBlock) -> io::Result<()>;
     fn remove_blocks(&mut self, numbers: &[u32]) -> io::Result<()>;
-    fn set_page(&mut self, key: &PageKey, page: &KnownPage) -> io::Result<()>;
+    fn set_page(&mut self, key: PageKey, page: &KnownPage) -> io::Result<()>;
     fn remove_pages(&mut self, keys: &[PageKey]) -> io::Result<()>;
     /// Of every page, how often a row was looked for in it.
     fn looked_up(&self, each: &mut dyn FnMut(&PageKey, u64)) -> io::Result<()>;
@@ -71,8 +71,8 @@ impl KernelTables for Maps {
         batch::delete(self.rows.as_fd(), numbers)
     }
 
-    fn set_page(&mut self, key: &PageKey, page: &KnownPage) -> io::Result<()> {
-        batch::set(self.pages.as_fd(), key, page)
+    fn set_page(&mut self, key: PageKey, page: &KnownPage) -> io::Result<()> {
+        batch::set(self.pages.as_fd(), &key, page)
     }
 
     fn remove_pages(&mut self, keys: &[PageKey]) -> io::Result<()> {

@@ -348,7 +348,7 @@ impl<K: KernelTables> Room<K> {
                 count: entry.rows.count,
             };
             self.kernel
-                .set_page(&page_key(number, entry.page), &KnownPage { page, looked_up: 0 })?;
+                .set_page(page_key(number, entry.page), &KnownPage { page, looked_up: 0 })?;
         }
         Ok(())
     }
@@ -362,7 +362,7 @@ impl<K: KernelTables> Room<K> {
         }
         for page in &pages {
             self.kernel
-                .set_page(&page_key(number, *page), &KnownPage::default())?;
+                .set_page(page_key(number, *page), &KnownPage::default())?;
         }
         self.pages += pages.len() as u32;
         object.pages = pages;

@@ -89,7 +89,7 @@ impl KernelTables for FakeKernel {
         Ok(())
     }
 
-    fn set_page(&mut self, key: &PageKey, page: &KnownPage) -> io::Result<()> {
+    fn set_page(&mut self, key: PageKey, page: &KnownPage) -> io::Result<()> {
         assert!(!self.pages_loose, "a walk may still hold what was taken out");
         assert!(
             Self::blocks_of(page).all(|block| self.blocks.contains_key(&block)),

@@ -105,8 +105,8 @@ fn rule(worker: &mut Worker<FakeKernel>, instance: u32, address: u64) -> Option<
 }
 
 /// Behind the first instruction of the function in [`small_section`].
-fn made_up(which: u32) -> Option<Rule> {
-    Some(Rule::new(CFA_RSP, 16 + 8 * which as i32))
+fn made_up(which: u32) -> Rule {
+    Rule::new(CFA_RSP, 16 + 8 * which as i32)
 }
 
 const A: u64 = 0x7f00_0000_0000;
@@ -128,9 +128,9 @@ fn files_are_built_once_and_found_at_their_places() {
     );
     worker.map(2, 102, &files.modules(&[("copy of a", B)]));
     work(&mut worker);
-    assert_eq!(rule(&mut worker, 1, A + INSIDE), made_up(1));
-    assert_eq!(rule(&mut worker, 1, B + INSIDE), made_up(2));
-    assert_eq!(rule(&mut worker, 2, B + INSIDE), made_up(1));
+    assert_eq!(rule(&mut worker, 1, A + INSIDE), Some(made_up(1)));
+    assert_eq!(rule(&mut worker, 1, B + INSIDE), Some(made_up(2)));
+    assert_eq!(rule(&mut worker, 2, B + INSIDE), Some(made_up(1)));
     assert_eq!(rule(&mut worker, 1, A + 0x3000), Some(Rule::default()));
     assert_eq!(rule(&mut worker, 1, A + 0x4000), None);
     let progress = worker.progress();
@@ -160,7 +160,7 @@ fn a_process_that_maps_other_code_is_told_anew() {
     worker.map(1, 101, &files.modules(&[("b", A)]));
     // What is known already is told before anything is built.
     work(&mut worker);
-    assert_eq!(rule(&mut worker, 1, A + INSIDE), made_up(2));
+    assert_eq!(rule(&mut worker, 1, A + INSIDE), Some(made_up(2)));
     assert_ne!(worker.room.kernel.versions[&1], before);
     // Replaced twice: a walk may still hold the first.
     worker.map(1, 101, &files.modules(&[("a", B)]));
@@ -189,8 +189,8 @@ fn a_file_that_cannot_be_opened_is_tried_again_by_another_path() {
     assert_eq!(rule(&mut worker, 1, A + INSIDE), None);
     worker.map(2, 102, &files.modules(&[("a", A)]));
     work(&mut worker);
-    assert_eq!(rule(&mut worker, 1, A + INSIDE), made_up(1));
-    assert_eq!(rule(&mut worker, 2, A + INSIDE), made_up(1));
+    assert_eq!(rule(&mut worker, 1, A + INSIDE), Some(made_up(1)));
+    assert_eq!(rule(&mut worker, 2, A + INSIDE), Some(made_up(1)));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn files_that_are_prepared_are_there_when_they_are_mapped() {
     assert_eq!(worker.progress().built, 1);
     worker.map(1, 101, &files.modules(&[("a", A)]));
     work(&mut worker);
-    assert_eq!(rule(&mut worker, 1, A + INSIDE), made_up(1));
+    assert_eq!(rule(&mut worker, 1, A + INSIDE), Some(made_up(1)));
     assert_eq!(worker.progress().built, 1);
 }
 
@@ -220,8 +220,8 @@ fn the_next_run_builds_nothing() {
         work(&mut worker);
         let progress = worker.progress();
         assert_eq!((progress.built, progress.from_cache), (built, from_cache));
-        assert_eq!(rule(&mut worker, 1, A + INSIDE), made_up(1));
-        assert_eq!(rule(&mut worker, 1, B + INSIDE), made_up(2));
+        assert_eq!(rule(&mut worker, 1, A + INSIDE), Some(made_up(1)));
+        assert_eq!(rule(&mut worker, 1, B + INSIDE), Some(made_up(2)));
     }
 }
 
@@ -239,12 +239,12 @@ fn with_little_room_the_files_in_use_win() {
     assert_eq!(worker.progress().lost, 1);
     assert!(worker.misses_some());
     assert_eq!(rule(&mut worker, 2, A + INSIDE), Some(Rule::default()));
-    assert_eq!(rule(&mut worker, 1, B + INSIDE), made_up(2));
+    assert_eq!(rule(&mut worker, 1, B + INSIDE), Some(made_up(2)));
     let version = worker.room.kernel.versions[&2];
     worker.look_at_use();
     assert_eq!(
         rule(&mut worker, 2, A + INSIDE),
-        made_up(3),
+        Some(made_up(3)),
         "a was never looked for"
     );
     assert_ne!(
@@ -256,14 +256,14 @@ fn with_little_room_the_files_in_use_win() {
     // One process ends, and there is room for all.
     worker.unmap(&[2]);
     worker.look_at_use();
-    assert_eq!(rule(&mut worker, 1, A + INSIDE), made_up(1));
+    assert_eq!(rule(&mut worker, 1, A + INSIDE), Some(made_up(1)));
     assert!(!worker.misses_some());
     // What made room is not known any more, and comes back like new.
     worker.map(3, 103, &files.modules(&[("b", A)]));
     worker.map(1, 101, &files.modules(&[]));
     worker.map(4, 104, &files.modules(&[("c", B)]));
     work(&mut worker);
-    assert_eq!(rule(&mut worker, 3, A + INSIDE), made_up(2));
-    assert_eq!(rule(&mut worker, 4, B + INSIDE), made_up(3));
+    assert_eq!(rule(&mut worker, 3, A + INSIDE), Some(made_up(2)));
+    assert_eq!(rule(&mut worker, 4, B + INSIDE), Some(made_up(3)));
     assert_eq!(worker.progress().lost, 2);
 }
