@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::Path;
 
-use memwatch_common::{Domain, Event, EventKind, ProcessState};
+use memwatch_common::{Domain, Event, EventKind, ProcessState, SiteKey};
 
 use self::synthetic::{Service, meta, names};
 use super::writer::Writer;
@@ -30,6 +30,15 @@ pub(super) fn header(model_since_ns: u64) -> Header {
 
 fn read(bytes: Vec<u8>) -> Result<Recording, StoreError> {
     Recording::read(Cursor::new(bytes), &Bounds::USUAL)
+}
+
+fn threads(objects: u64) -> HashMap<SiteKey, Vec<(u32, Held)>> {
+    let held = |objects| Held {
+        objects,
+        bytes: objects * 100,
+    };
+    let threads = vec![(101, held(objects / 3)), (102, held(1))];
+    HashMap::from([(key(1, Domain::Native, 10), threads)])
 }
 
 /// Every kind of thing that a model can hold, over some ticks.
@@ -89,19 +98,12 @@ fn rich_samples() -> Vec<Sample> {
         (ages.old_objects, ages.old_bytes) = (objects, objects * 100);
         ages
     };
-    let held = |objects| Held {
-        objects,
-        bytes: objects * 100,
-    };
     let scan = |tick: u64, bucket, objects| {
         let sites = [(key(1, Domain::Native, 10), ages(bucket, objects))];
         Some(LiveScan {
             at_ns: (100 + tick) * SECOND,
             sites: sites.into_iter().collect(),
-            threads: HashMap::from([(
-                key(1, Domain::Native, 10),
-                vec![(101, held(objects / 3)), (102, held(1))],
-            )]),
+            threads: threads(objects),
         })
     };
     let mut all = vec![

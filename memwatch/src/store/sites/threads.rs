@@ -55,7 +55,9 @@ pub(super) fn read_threads(columns: &mut [Input<'_>; COLUMNS], known: &mut Known
             bytes: columns[BYTES].difference(before.bytes)?,
         };
         match place {
-            Ok(place) if now == Held::default() => drop(known.threads.remove(place)),
+            Ok(place) if now == Held::default() => {
+                known.threads.remove(place);
+            }
             Ok(place) => known.threads[place].1 = now,
             Err(_) if known.threads.len() >= MOST => return Err(Bad("a site has too many threads")),
             Err(_) if now == Held::default() => {}
