@@ -167,8 +167,10 @@ pub fn suppressions(bytes: &[u8]) {
     let _ = suppressions.find(&Frame::shared([frame]));
 }
 
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("recording", recording),
     ("sections", sections),
     ("unwind", unwind),

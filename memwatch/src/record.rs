@@ -35,6 +35,9 @@ pub async fn run(
     while end.is_none() {
         progress.show(&recorder);
         end = pace.tick(&mut watch).await?;
+        if end.is_some() {
+            recorder.last_tick_follows();
+        }
         // Also of a target that ended: its last state is still in the kernel.
         watch.tick(&resolved.query, None)?;
         let saved = save(&mut watch, resolved, &mut recorder)?;

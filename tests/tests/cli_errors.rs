@@ -130,7 +130,7 @@ wrong_command_lines! {
     pods_are_not_in_this_version: ["--pod", "nowhere/no-such-pod"], "--pod";
     html_is_not_in_this_version: ["--pid", "1", "--format", "html"], "html";
     sampling_is_not_in_this_version: ["--pid", "1", "--sample-bytes", "1M"], "--sample-bytes";
-    threads_cannot_be_told_apart: ["--pid", "1", "--group-by", "thread"], "thread";
+    ages_of_threads_are_not_kept: ["--pid", "1", "--group-by", "thread", "--older-than", "10s"], "--older-than";
 }
 
 #[test]

@@ -180,3 +180,36 @@ fn a_full_disk_ends_the_recording_with_one_line() {
     assert!(ended.stderr.contains("/dev/full"), "{}", ended.stderr);
     assert!(target.exit().success());
 }
+
+/// Each thread holds what it asked for, whoever frees it, in all what the process holds.
+#[test]
+fn threads_are_told_apart_live_and_in_a_recording() {
+    need!(can_watch());
+    let mut target = Target::start(&need!(Recipe::c("c_threads.c").build()));
+    let folder = tempfile::tempdir().expect("a directory can be made");
+    let file = folder.path().join("a.memwatch");
+    let watch = record(&target, &file);
+    let truths = target.go();
+    wait_for_tick(&file, truths[0].time_ns + 2_000_000_000);
+    assert_eq!(watch.interrupt().code, Some(0));
+    let by = |group_by| {
+        let options = ["--group-by", group_by, "-n", "100000", "--format", "json"];
+        let ended = run_to_end(command().arg("top").arg(&file).args(options));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.reports().pop().expect("one report")
+    };
+    let (threads, process) = (by("thread"), by("process"));
+    let first = format!("thread {} of", target.pid());
+    let others = threads
+        .rows
+        .iter()
+        .filter(|row| row.key.starts_with("thread ") && !row.key.starts_with(&first))
+        .count();
+    assert!(
+        others > 1,
+        "{:?}",
+        threads.rows.iter().map(|row| &row.key).collect::<Vec<_>>()
+    );
+    assert_eq!(inuse(&threads), inuse(&process));
+    assert!(target.exit().success());
+}

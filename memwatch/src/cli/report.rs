@@ -99,6 +99,8 @@ fn recorded(
     let (first, last) = indexes(&recording, span)?;
     let broken = |error: StoreError| unreadable(path, &error);
     let history = history_of(&mut recording, first, last).map_err(broken)?;
+    // Reading leaves much behind, and the rows take as much again.
+    start::give_back_memory();
     let note = ending_note(recording.ending());
     let (query, age_note) = recording
         .header()

@@ -16,7 +16,7 @@ use memwatch_common::{
 
 use super::{
     batch, decode,
-    sample::{AGE_EDGES_SECONDS, LiveScan, Sample, SiteAges},
+    sample::{AGE_EDGES_SECONDS, Held, LiveScan, Sample, SiteAges},
 };
 use crate::{
     model::report::Limit,
@@ -272,23 +272,56 @@ pub(crate) fn purge_sites(kernel: &KernelSide, dead: &HashSet<u32>) -> Result<()
 }
 
 fn live(kernel: &KernelSide, at_ns: u64, older_than_ns: u64) -> Result<LiveScan> {
-    let mut sites: HashMap<SiteKey, SiteAges> = HashMap::new();
+    let mut by_thread: HashMap<(SiteKey, u32), SiteAges> = HashMap::new();
     batch::for_each(kernel.map("LIVE")?, |key: &LiveKey, value: &LiveValue| {
         let site = SiteKey {
             instance: key.instance,
             domain: value.domain,
             stack: value.stack,
         };
-        sites
-            .entry(site)
-            .or_default()
-            .add(value.born_ns, 1, value.bytes, at_ns, older_than_ns);
+        by_thread.entry((site, value.thread)).or_default().add(
+            value.born_ns,
+            1,
+            value.bytes,
+            at_ns,
+            older_than_ns,
+        );
     })
     .context("cannot read the live blocks")?;
-    Ok(LiveScan { at_ns, sites })
+    let mut scan = LiveScan {
+        at_ns,
+        ..LiveScan::default()
+    };
+    for ((site, thread), ages) in by_thread {
+        scan.sites.entry(site).or_default().merge(&ages);
+        let held = Held {
+            objects: ages.objects.iter().sum(),
+            bytes: ages.bytes.iter().sum(),
+        };
+        scan.threads.entry(site).or_default().push((thread, held));
+    }
+    for threads in scan.threads.values_mut() {
+        threads.sort_unstable_by_key(|(thread, _)| *thread);
+    }
+    Ok(scan)
 }
 
 impl SiteAges {
+    fn merge(&mut self, other: &Self) {
+        for (sum, value) in self.objects.iter_mut().zip(other.objects) {
+            *sum += value;
+        }
+        for (sum, value) in self.bytes.iter_mut().zip(other.bytes) {
+            *sum += value;
+        }
+        self.oldest_born_ns = match (self.oldest_born_ns, other.oldest_born_ns) {
+            (0, born) | (born, 0) => born,
+            (a, b) => a.min(b),
+        };
+        self.old_bytes += other.old_bytes;
+        self.old_objects += other.old_objects;
+    }
+
     /// Blocks born at one time.
     pub(crate) fn add(&mut self, born_ns: u64, objects: u64, bytes: u64, at_ns: u64, older_than_ns: u64) {
         let age_ns = at_ns.saturating_sub(born_ns);

@@ -66,6 +66,15 @@ pub struct ClassUse {
 pub struct LiveScan {
     pub at_ns: u64,
     pub sites: HashMap<SiteKey, SiteAges>,
+    /// What of each site was asked for by which thread, in the order of their ids.
+    pub threads: HashMap<SiteKey, Vec<(u32, Held)>>,
+}
+
+/// What one thread has of a site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub objects: u64,
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

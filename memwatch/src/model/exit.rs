@@ -92,7 +92,7 @@ mod tests {
             (EXIT_STATUS, 0, "has ended"),
             (EXIT_STATUS, 3 << 8, "has ended with exit code 3"),
             (EXIT_STATUS, 9, "was killed by SIGKILL"),
-            (EXIT_STATUS, 11 | 0x80, "was killed by SIGSEGV"),
+            (EXIT_STATUS, 0x8b, "was killed by SIGSEGV"),
             (EXIT_STATUS, 40, "was killed by signal 40"),
             (oom, 9, "was killed for want of memory"),
             (oom, 1 << 8, "has ended with exit code 1"),

@@ -17,15 +17,12 @@ use super::query::{GroupBy, Query, SortBy, View};
 use super::report::{Age, Delta, Frame, Row, SizeBucket};
 use super::shares::by_size;
 use super::state::{Baseline, Model, Site, site_key};
+use super::threads::by_thread;
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
 use crate::symbolize::names::StackNames;
 
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    #[error(
-        "cannot group by thread: allocations are added up by process and stack, not by thread; use --group-by process or function"
-    )]
-    Threads,
     #[error("--older-than in a recording can be 24h at most: that is the last of the ages that are kept")]
     AgeNotRecorded,
     #[error(transparent)]
@@ -157,9 +154,6 @@ pub fn rows_by_site(
     baseline: Option<&Baseline>,
     now_ns: u64,
 ) -> Result<(Vec<(SiteId, Row)>, u64), QueryError> {
-    if query.group_by == GroupBy::Thread {
-        return Err(QueryError::Threads);
-    }
     let filter = Filter::new(query)?;
     let mut candidates = candidates(model, query, baseline, now_ns);
     if filter.is_active() {
@@ -169,7 +163,7 @@ pub fn rows_by_site(
     // Hash maps have no order of their own; rows are to come out the same each time.
     candidates.sort_unstable_by_key(|candidate| candidate.id);
 
-    let (groups, members) = grouped(model, query, names, &candidates);
+    let (groups, members) = grouped(model, query, names, baseline, &candidates);
     let mut shown: Vec<usize> = (0..groups.len())
         .filter(|index| groups[*index].numbers.is_shown(query, baseline.is_some()))
         .collect();
@@ -254,12 +248,13 @@ fn grouped(
     model: &Model,
     query: &Query,
     names: &mut dyn StackNames,
+    baseline: Option<&Baseline>,
     candidates: &[Candidate<'_>],
 ) -> (Vec<Group>, Vec<(usize, usize)>) {
     let mut indexes: HashMap<GroupKey, usize> = HashMap::new();
     let (mut groups, mut members): (Vec<Group>, Vec<(usize, usize)>) = (Vec::new(), Vec::new());
     for (position, candidate) in candidates.iter().enumerate() {
-        for (key, numbers) in keys_of(model, query, names, candidate) {
+        for (key, numbers) in keys_of(model, query, names, baseline, candidate) {
             let index = *indexes.entry(key.clone()).or_insert_with(|| {
                 groups.push(Group {
                     key,
@@ -297,11 +292,26 @@ fn keys_of(
     model: &Model,
     query: &Query,
     names: &mut dyn StackNames,
+    baseline: Option<&Baseline>,
     candidate: &Candidate<'_>,
 ) -> Vec<(GroupKey, Numbers)> {
     let id = candidate.id;
     let key = match query.group_by {
-        GroupBy::Traceback | GroupBy::Thread => GroupKey::Site(id),
+        GroupBy::Traceback => GroupKey::Site(id),
+        GroupBy::Thread => {
+            let before = baseline.and_then(|baseline| baseline.threads(&id));
+            // How old the blocks of a thread are is not known.
+            let now = if query.older_than.is_some() {
+                &[]
+            } else {
+                model.threads(&id)
+            };
+            let shares = by_thread(now, before, &candidate.numbers);
+            return shares
+                .into_iter()
+                .map(|(thread, numbers)| (GroupKey::Thread(id.instance, thread), numbers))
+                .collect();
+        }
         GroupBy::Process => GroupKey::Instance(id.instance),
         GroupBy::Domain => GroupKey::Domain(id.domain),
         GroupBy::Container => {
@@ -423,10 +433,15 @@ fn histograms(
         sum.domain.add(candidate.id.domain.name());
         sum.mapping
             .add(candidate.id.mapping.map(super::mappings::MappingKind::name));
-        if let GroupKey::Size(bucket) = groups[*index].key {
+        match groups[*index].key {
             // Ages and lifetimes are not known by size.
-            sum.sizes[bucket] += candidate.site.totals.sizes[bucket];
-            continue;
+            GroupKey::Size(bucket) => {
+                sum.sizes[bucket] += candidate.site.totals.sizes[bucket];
+                continue;
+            }
+            // Nor by thread, and no sizes either.
+            GroupKey::Thread(..) => continue,
+            _ => {}
         }
         add_all(&mut sum.lifetimes, &candidate.site.totals.lifetimes);
         add_all(&mut sum.sizes, &candidate.site.totals.sizes);

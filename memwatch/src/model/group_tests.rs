@@ -8,7 +8,7 @@ use super::super::processes::ProcessFacts;
 use super::super::report::{Container, FrameKind};
 use super::super::testing::{SECOND, blocks, key, sample};
 use super::*;
-use crate::collect::sample::{ClassBytes, ClassUse, LiveScan, PoolTotals, Sample};
+use crate::collect::sample::{ClassBytes, ClassUse, Held, LiveScan, PoolTotals, Sample};
 use crate::python::pymalloc::SIZE_CLASSES;
 use crate::symbolize::names::{NamedStack, StackTable};
 
@@ -262,9 +262,44 @@ fn containers_and_their_absence_are_groups() {
 }
 
 #[test]
-fn threads_are_refused_and_not_invented() {
-    let error = rows(&model(), &grouped_by(GroupBy::Thread), &mut names(), None, NOW).unwrap_err();
-    assert!(matches!(error, QueryError::Threads));
+fn threads_have_what_the_last_pass_saw_and_the_rest_is_of_none() {
+    let mut model = model();
+    let threads = |bytes| {
+        let held = [(1001, bytes, 1), (1002, 5, 1)];
+        let held = held.map(|(thread, bytes, objects)| (thread, Held { objects, bytes }));
+        HashMap::from([(key(1, Domain::Native, 10), held.to_vec())])
+    };
+    let scan = |bytes| {
+        Some(LiveScan {
+            at_ns: NOW,
+            threads: threads(bytes),
+            ..LiveScan::default()
+        })
+    };
+    model.apply(Sample {
+        live: scan(100),
+        ..sample(12).alive(1000, 1).alive(2000, 2)
+    });
+    let baseline = model.baseline();
+    model.apply(Sample {
+        live: scan(300),
+        ..sample(13).alive(1000, 1).alive(2000, 2)
+    });
+    let query = grouped_by(GroupBy::Thread);
+    let by_thread = ask(&model, &query);
+    let told = |rows: &[Row], name: &str| {
+        let row = rows.iter().find(|row| row.key.starts_with(name)).unwrap();
+        (row.inuse_bytes, row.delta.map(|delta| delta.inuse_bytes))
+    };
+    assert_eq!(told(&by_thread, "thread 1001 of"), (300, None));
+    assert_eq!(told(&by_thread, "thread 1002 of"), (5, None));
+    let sum = |rows: &[Row]| -> (u64, u64) {
+        let add = |sum: (u64, u64), row: &Row| (sum.0 + row.inuse_bytes, sum.1 + row.alloc_bytes);
+        rows.iter().fold((0, 0), add)
+    };
+    assert_eq!(sum(&by_thread), sum(&ask(&model, &grouped_by(GroupBy::Process))));
+    let (changes, _) = rows(&model, &query, &mut names(), Some(&baseline), NOW).unwrap();
+    assert_eq!(told(&changes, "thread 1001 of"), (300, Some(200)));
 }
 
 #[test]
@@ -449,7 +484,11 @@ fn with_live_scan() -> Model {
         a: 4096,
         ..Event::ZERO
     };
-    let live = Some(LiveScan { at_ns: NOW, sites });
+    let live = Some(LiveScan {
+        at_ns: NOW,
+        sites,
+        ..LiveScan::default()
+    });
     model.apply(Sample {
         live,
         ..sample(11).event(map).alive(1000, 1).alive(2000, 2)

@@ -23,6 +23,8 @@ pub enum GroupKey {
     Site(SiteId),
     Name(String),
     Instance(u32),
+    /// None: of threads that are not known.
+    Thread(u32, Option<u32>),
     Container(Option<String>),
     Domain(Domain),
     /// Index of a bucket, see [`memwatch_common::hist::size_bucket`].
@@ -44,6 +46,7 @@ impl GroupKey {
             Self::Site(site) => stack_text(site, frames),
             Self::Name(name) => name.clone(),
             Self::Instance(instance) => process_text(*instance, processes.get(*instance)),
+            Self::Thread(instance, thread) => thread_text(*thread, *instance, processes.get(*instance)),
             Self::Container(container) => container.clone().unwrap_or_else(|| "[no container]".to_owned()),
             Self::Domain(domain) => domain.name().to_owned(),
             Self::Size(bucket) => size_text(*bucket),
@@ -77,6 +80,14 @@ fn process_text(number: u32, instance: Option<&Instance>) -> String {
         Some(pid) if comm.is_empty() => pid.to_string(),
         Some(pid) => format!("{pid} {comm}"),
         None => format!("[process {number}]"),
+    }
+}
+
+fn thread_text(thread: Option<u32>, number: u32, instance: Option<&Instance>) -> String {
+    let process = process_text(number, instance);
+    match thread {
+        Some(thread) => format!("thread {thread} of {process}"),
+        None => format!("[thread not known] of {process}"),
     }
 }
 

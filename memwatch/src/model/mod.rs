@@ -23,3 +23,4 @@ pub mod state;
 pub mod suppress;
 #[cfg(test)]
 pub mod testing;
+mod threads;

@@ -14,7 +14,7 @@ use super::growth::{Clock, History, Window};
 use super::mappings::{MappingSet, Untracked};
 use super::processes::{MAX_ENDED, ProcessFacts, Processes};
 use super::report::{Delta, Limit};
-use crate::collect::sample::{ClassBytes, ClassUse, LiveScan, PoolTotals, Sample, SiteAges};
+use crate::collect::sample::{ClassBytes, ClassUse, Held, LiveScan, PoolTotals, Sample, SiteAges};
 use crate::python::pymalloc::SIZE_CLASSES;
 
 pub mod replay;
@@ -36,11 +36,26 @@ pub struct Site {
 pub struct Baseline {
     pub at_ns: u64,
     counts: HashMap<SiteId, Counts>,
+    threads: Option<HashMap<SiteKey, Vec<(u32, Held)>>>,
 }
 
 impl Baseline {
-    pub const fn new(at_ns: u64, counts: HashMap<SiteId, Counts>) -> Self {
-        Self { at_ns, counts }
+    /// Of which threads nothing is known.
+    pub fn new(at_ns: u64, counts: HashMap<SiteId, Counts>) -> Self {
+        Self {
+            at_ns,
+            counts,
+            threads: None,
+        }
+    }
+
+    /// None when nothing was known of threads then.
+    pub(super) fn threads(&self, site: &SiteId) -> Option<&[(u32, Held)]> {
+        let all = self.threads.as_ref()?;
+        if site.counting != Counting::Blocks || site.mapping.is_some() {
+            return Some(&[]);
+        }
+        Some(all.get(&site_key(site)).map_or(&[], Vec::as_slice))
     }
 
     /// Nothing, for a site that was not there yet.
@@ -310,6 +325,7 @@ impl Model {
         Baseline {
             at_ns: self.at_ns,
             counts,
+            threads: self.live.as_ref().map(|live| live.threads.clone()),
         }
     }
 
@@ -351,6 +367,16 @@ impl Model {
     /// The last pass over the live blocks, if there was one.
     pub fn live(&self) -> Option<&LiveScan> {
         self.live.as_ref()
+    }
+
+    /// What each thread has of a site, as of the last pass. Only of blocks that are known one by one.
+    pub(crate) fn threads(&self, site: &SiteId) -> &[(u32, Held)] {
+        let live = self
+            .live
+            .as_ref()
+            .filter(|_| site.counting == Counting::Blocks && site.mapping.is_none());
+        live.and_then(|live| live.threads.get(&site_key(site)))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// Live mappings by age at `now_ns`, those at least `older_than` old counted on their own.

@@ -227,7 +227,7 @@ fn the_last_pass_over_live_blocks_is_kept() {
     let mut model = Model::new();
     let live = LiveScan {
         at_ns: 5,
-        sites: HashMap::new(),
+        ..LiveScan::default()
     };
     model.apply(Sample {
         live: Some(live),

@@ -75,6 +75,11 @@ impl Recorder {
         Ok(flow)
     }
 
+    /// As [`Writer::last_tick_follows`].
+    pub fn last_tick_follows(&mut self) {
+        self.writer.last_tick_follows();
+    }
+
     fn append(&mut self) -> Result<Flow, OutputError> {
         let bytes = std::mem::take(self.writer.get_mut());
         self.output.write_bytes(&bytes)

@@ -333,8 +333,12 @@ impl Replay {
     /// nobody looks at costs only being read.
     pub fn settle(&mut self) {
         let model = &mut self.model;
-        self.sites
-            .settle(|id, totals, ages| model.restore_site(id, totals, ages));
+        self.sites.settle(|site| {
+            model.restore_site(site.id, site.totals, site.ages);
+            if let Some(threads) = site.threads {
+                model.restore_threads(site.id, threads);
+            }
+        });
     }
 
     /// The next tick; false when there is none. [`Replay::settle`] is for whoever wants to look at it.
@@ -388,6 +392,7 @@ impl Replay {
                 Section::Ages1 => self.sites.read_ages_1(bytes)?,
                 Section::Totals => self.sites.read_totals(bytes)?,
                 Section::Ages => self.sites.read_ages(bytes)?,
+                Section::Threads => self.sites.read_threads(bytes)?,
                 Section::Counters => self.read_counters(bytes)?,
             }
         }

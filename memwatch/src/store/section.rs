@@ -30,10 +30,12 @@ pub(super) enum Section {
     Counters = 13,
     Totals = 14,
     Ages = 15,
+    /// What of each site was asked for by which thread.
+    Threads = 16,
 }
 
 impl Section {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Header,
         Self::Tick,
         Self::Strings,
@@ -49,6 +51,7 @@ impl Section {
         Self::Counters,
         Self::Totals,
         Self::Ages,
+        Self::Threads,
     ];
 
     fn from_number(number: u64) -> Option<Self> {

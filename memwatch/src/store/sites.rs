@@ -6,31 +6,43 @@ use std::collections::{HashMap, HashSet};
 use memwatch_common::{Domain, SiteTotals};
 
 mod ages;
+mod threads;
 mod totals;
 mod version1;
 
 use self::totals::Learned;
 use super::Bounds;
 use super::names::read_hash;
-use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
+use crate::collect::sample::{AGE_EDGES_SECONDS, Held, SiteAges};
 use crate::model::counts::{Counting, SiteId};
 use crate::model::mappings::MappingKind;
 use crate::numbers::Bad;
 use crate::numbers::{Input, put, put_bytes};
 
 /// What was last written or read of a site.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     id: SiteId,
     totals: SiteTotals,
     ages: SiteAges,
+    /// By their ids.
+    threads: Vec<(u32, Held)>,
     learned: Learned,
-    /// [`TOTALS`] and [`AGED`]: what was read and not handed out yet.
+    /// [`TOTALS`], [`AGED`] and [`THREADED`]: what was read and not handed out yet.
     unsettled: u8,
 }
 
 const TOTALS: u8 = 1;
 const AGED: u8 = 2;
+const THREADED: u8 = 4;
+
+/// What [`Sites::settle`] hands out of a site: what was read of it since the last time.
+pub(super) struct Changed<'a> {
+    pub id: &'a SiteId,
+    pub totals: Option<&'a SiteTotals>,
+    pub ages: Option<&'a SiteAges>,
+    pub threads: Option<&'a [(u32, Held)]>,
+}
 
 /// All sites as the file has them so far, by their numbers in it. Both sides keep one.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +107,7 @@ impl Sites {
                 id,
                 totals: SiteTotals::ZERO,
                 ages: SiteAges::default(),
+                threads: Vec::new(),
                 learned: Learned::default(),
                 unsettled: 0,
             })));
@@ -212,6 +225,30 @@ impl Sites {
         })
     }
 
+    /// The same for what threads have; `threads` gives it in the order of their ids.
+    pub fn write_threads<'a>(&mut self, held: impl Fn(&SiteId) -> &'a [(u32, Held)], out: &mut Vec<u8>) {
+        let mut columns: [Vec<u8>; threads::COLUMNS] = Default::default();
+        let mut next = 0;
+        for (number, known) in self.known.iter_mut().enumerate() {
+            let Some(known) = known else { continue };
+            let now = held(&known.id);
+            if known.threads != now {
+                put(&mut columns[threads::GAPS], number as u64 - next);
+                next = number as u64 + 1;
+                threads::put_threads(&mut columns, known, now);
+            }
+        }
+        put_columns(&columns, out);
+    }
+
+    pub fn read_threads(&mut self, bytes: &[u8]) -> Result<(), Bad> {
+        self.read(bytes, THREADED, |columns, known| {
+            let before = threads_weight(&known.threads);
+            threads::read_threads(columns, known)?;
+            Ok(threads_weight(&known.threads) - before)
+        })
+    }
+
     /// As version 1 of the format has them.
     pub fn read_ages_1(&mut self, bytes: &[u8]) -> Result<(), Bad> {
         self.read(bytes, AGED, |columns, known| {
@@ -251,13 +288,16 @@ impl Sites {
     }
 
     /// Hands out what was read since the last time: the totals and the ages as they are now.
-    pub fn settle(&mut self, mut take: impl FnMut(&SiteId, Option<&SiteTotals>, Option<&SiteAges>)) {
+    pub fn settle(&mut self, mut take: impl FnMut(&Changed<'_>)) {
         for number in self.unsettled.drain(..) {
             // None: it was let go meanwhile.
             if let Some(Some(known)) = self.known.get_mut(number as usize) {
-                let totals = (known.unsettled & TOTALS != 0).then_some(&known.totals);
-                let ages = (known.unsettled & AGED != 0).then_some(&known.ages);
-                take(&known.id, totals, ages);
+                take(&Changed {
+                    id: &known.id,
+                    totals: (known.unsettled & TOTALS != 0).then_some(&known.totals),
+                    ages: (known.unsettled & AGED != 0).then_some(&known.ages),
+                    threads: (known.unsettled & THREADED != 0).then_some(&known.threads[..]),
+                });
                 known.unsettled = 0;
             }
         }
@@ -275,7 +315,7 @@ fn weighed(
 }
 
 fn weight(known: &Known) -> i128 {
-    totals_weight(&known.totals) + ages_weight(&known.ages)
+    totals_weight(&known.totals) + ages_weight(&known.ages) + threads_weight(&known.threads)
 }
 
 fn totals_weight(totals: &SiteTotals) -> i128 {
@@ -295,6 +335,13 @@ fn ages_weight(ages: &SiteAges) -> i128 {
         .chain(&ages.bytes)
         .map(|value| i128::from(*value))
         .sum()
+}
+
+fn threads_weight(threads: &[(u32, Held)]) -> i128 {
+    let weights = threads
+        .iter()
+        .map(|(_, held)| i128::from(held.objects) + i128::from(held.bytes));
+    weights.sum()
 }
 
 /// The tick in which the kernel side told of it last does not matter.
@@ -367,6 +414,28 @@ mod tests {
     }
 
     proptest! {
+        /// Threads come and go, and what they have is any number.
+        #[test]
+        fn any_threads_come_back(ticks in prop::collection::vec(prop::collection::btree_map(any::<u32>(), (1..1_u64 << 40, 0..1_u64 << 40), 0..6), 1..6)) {
+            let (mut writer, mut reader) = (Sites::default(), Sites::default());
+            let id = SiteId { instance: 1, domain: Domain::Native, stack: 5, mapping: None, counting: Counting::Blocks };
+            let mut new = Vec::new();
+            writer.add_new([id].into_iter(), &mut new);
+            prop_assert_eq!(reader.read_new(&new, &Bounds::SMALL), Ok(()));
+            for tick in ticks {
+                let now: Vec<(u32, Held)> = tick.into_iter().map(|(thread, (objects, bytes))| (thread, Held { objects, bytes })).collect();
+                let mut bytes = Vec::new();
+                writer.write_threads(|_| &now[..], &mut bytes);
+                if !bytes.is_empty() {
+                    prop_assert_eq!(reader.read_threads(&bytes), Ok(()));
+                }
+                let mut read = None;
+                reader.settle(|site| read = site.threads.map(<[_]>::to_vec));
+                prop_assert!(read.is_none_or(|read| read == now));
+                prop_assert_eq!(&reader.known[0].as_ref().unwrap().threads, &now);
+            }
+        }
+
         /// Also numbers that do not fit together, as they are when they are read while the process runs.
         #[test]
         fn any_totals_come_back(ticks in prop::collection::vec(prop::collection::vec((0..6_u64, totals()), 0..5), 1..5)) {
@@ -384,7 +453,7 @@ mod tests {
                     prop_assert_eq!(reader.read_totals(&bytes), Ok(()));
                 }
                 let mut changed = Vec::new();
-                reader.settle(|id, totals, _| changed.extend(totals.map(|totals| (*id, *totals))));
+                reader.settle(|site| changed.extend(site.totals.map(|totals| (*site.id, *totals))));
                 let expected = now.iter().filter(|(id, totals)| known.get(id).copied().unwrap_or(SiteTotals::ZERO) != **totals);
                 prop_assert_eq!(changed.len(), expected.count());
                 for (id, totals) in changed {

@@ -4,21 +4,22 @@ mod hostile;
 mod limits;
 pub(super) mod synthetic;
 
+use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::Path;
 
-use memwatch_common::{Domain, Event, EventKind, ProcessState};
+use memwatch_common::{Domain, Event, EventKind, ProcessState, SiteKey};
 
 use self::synthetic::{Service, meta, names};
 use super::writer::Writer;
 use super::{Bounds, Ending, Header, Recording, StoreError};
-use crate::collect::sample::{LiveScan, Sample, SiteAges};
+use crate::collect::sample::{Held, LiveScan, Sample, SiteAges};
 use crate::model::assemble::{self, Meta};
 use crate::model::group::QueryError;
 use crate::model::health::Notice;
 use crate::model::processes::ProcessFacts;
 use crate::model::query::{GroupBy, Query};
-use crate::model::report::{Kind, Report};
+use crate::model::report::{Kind, Report, Row};
 use crate::model::state::Model;
 use crate::model::testing::{SECOND, blocks, key, sample};
 use crate::symbolize::names::{StackNames, StackTable};
@@ -29,6 +30,15 @@ pub(super) fn header(model_since_ns: u64) -> Header {
 
 fn read(bytes: Vec<u8>) -> Result<Recording, StoreError> {
     Recording::read(Cursor::new(bytes), &Bounds::USUAL)
+}
+
+fn threads(objects: u64) -> HashMap<SiteKey, Vec<(u32, Held)>> {
+    let held = |objects| Held {
+        objects,
+        bytes: objects * 100,
+    };
+    let threads = vec![(101, held(objects / 3)), (102, held(1))];
+    HashMap::from([(key(1, Domain::Native, 10), threads)])
 }
 
 /// Every kind of thing that a model can hold, over some ticks.
@@ -93,6 +103,7 @@ fn rich_samples() -> Vec<Sample> {
         Some(LiveScan {
             at_ns: (100 + tick) * SECOND,
             sites: sites.into_iter().collect(),
+            threads: threads(objects),
         })
     };
     let mut all = vec![
@@ -187,6 +198,25 @@ fn without_ages(mut report: Report) -> Report {
         row.oldest_seconds = None;
     }
     report
+}
+
+/// What was gone through is kept every ten seconds, what threads have too.
+#[test]
+fn threads_are_read_as_they_were_when_they_were_kept() {
+    let query = by(GroupBy::Thread);
+    let (bytes, reports) = record(&query);
+    let mut recording = read(bytes).unwrap();
+    let report = recording.at(1).unwrap().report(&query, Kind::Top, None).unwrap();
+    let threads = |report: &Report| -> Vec<(String, u64, u64)> {
+        let told = |row: &Row| (row.key.clone(), row.inuse_bytes, row.inuse_objects);
+        report.rows.iter().map(told).collect()
+    };
+    assert_eq!(threads(&report), threads(&reports[1]));
+    assert!(
+        report.rows.iter().any(|row| row.key.starts_with("thread 101 of")),
+        "{:?}",
+        threads(&report)
+    );
 }
 
 #[test]

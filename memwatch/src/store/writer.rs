@@ -103,6 +103,11 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// The next tick is the last: what was gone through is kept with it, however long ago it was kept before.
+    pub fn last_tick_follows(&mut self) {
+        self.sent.aged_ns = None;
+    }
+
     /// Marks the recording as one that ended as it should.
     pub fn finish(&mut self) -> io::Result<()> {
         let head = Head {
@@ -147,10 +152,13 @@ impl<W: Write> Writer<W> {
     /// When the live blocks that were written were gone through.
     fn write_ages(&mut self, model: &Model, raw: &mut Vec<u8>) -> Option<u64> {
         let live = model.live()?;
+        // More often at first: a short recording shall have them too.
+        let began_ns = self.written.first().map_or(live.at_ns, |first| first.at_ns);
+        let every_ns = AGES_EVERY_NS.min(live.at_ns.saturating_sub(began_ns) / 2);
         let due = self
             .sent
             .aged_ns
-            .is_none_or(|before| live.at_ns.saturating_sub(before) >= AGES_EVERY_NS);
+            .is_none_or(|before| live.at_ns.saturating_sub(before) >= every_ns);
         if !due || self.sent.aged_ns == Some(live.at_ns) {
             return None;
         }
@@ -167,6 +175,9 @@ impl<W: Write> Writer<W> {
         let mut section = Vec::new();
         self.sites.write_ages(ages, &mut section);
         Section::Ages.put(raw, &section);
+        section.clear();
+        self.sites.write_threads(|id| model.threads(id), &mut section);
+        Section::Threads.put(raw, &section);
         Some(live.at_ns)
     }
 

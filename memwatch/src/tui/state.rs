@@ -484,7 +484,7 @@ fn moved(from: usize, last: usize, page: usize, step: Move) -> usize {
 
 /// How the last of them ended that is not said by its being gone.
 fn how_ended(processes: &[Process]) -> Option<String> {
-    let exits = processes.iter().rev().filter_map(|process| process.exit);
-    let told = exits.into_iter().find(|exit| exit.code != Some(0));
-    told.map(|exit| exit.words())
+    let mut exits = processes.iter().rev().filter_map(|process| process.exit);
+    let told = exits.find(|exit| exit.code != Some(0))?;
+    Some(told.words())
 }

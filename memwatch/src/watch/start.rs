@@ -180,9 +180,7 @@ pub fn start(settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<Watc
         held.release()?;
     }
     // The kernel's type information and whole files were read for this and are not needed any more.
-    if let Some(give_back) = GIVE_BACK_MEMORY.get() {
-        give_back();
-    }
+    give_back_memory();
     Ok(watch)
 }
 
@@ -203,6 +201,12 @@ fn raise_file_limit() {
 
 /// How the program's allocator gives free memory back to the system, where it does not do so by itself.
 pub static GIVE_BACK_MEMORY: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
+
+pub fn give_back_memory() {
+    if let Some(give_back) = GIVE_BACK_MEMORY.get() {
+        give_back();
+    }
+}
 
 /// The processes meant, in order of their pids.
 fn subject(subject: &Subject) -> Result<(Vec<u32>, Option<HeldCommand>)> {

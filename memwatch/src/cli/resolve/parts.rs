@@ -136,10 +136,11 @@ pub(super) fn query(arguments: QueryArgs) -> Result<Query, UsageError> {
         View::Inuse => SortBy::InuseBytes,
         View::Alloc => SortBy::AllocBytes,
     };
-    if group_by == GroupBy::Thread {
-        return Err(UsageError::NotInThisVersion {
-            what: "--group-by thread".to_owned(),
-            advice: "allocations are added up by process and stack, use --group-by process or function",
+    if group_by == GroupBy::Thread && arguments.older_than.is_some() {
+        return Err(UsageError::Conflict {
+            first: "--older-than",
+            second: "--group-by thread",
+            advice: "how old the blocks of a thread are is not kept, use --group-by process or function",
         });
     }
     if view == View::Alloc && arguments.older_than.is_some() {

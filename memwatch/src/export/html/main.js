@@ -34,10 +34,10 @@ function processFacts(process) {
 }
 
 function stackOf(row) {
-  const lines = row.frames.map(frameText);
-  if (!lines.length) lines.push("[no stack]");
-  else if (row.truncated) lines.push("[the outer frames are missing]");
-  return el("pre", { class: "stack" }, lines.join("\n"));
+  const lines = row.frames.map((frame, index) => el("span", index === row.owner ? { class: "owner" } : {}, frameText(frame)));
+  if (!lines.length) lines.push(el("span", {}, "[no stack]"));
+  else if (row.truncated) lines.push(el("span", {}, "[the outer frames are missing]"));
+  return el("pre", { class: "stack" }, ...lines);
 }
 
 function oneFinding(report, sentences, finding, index) {
@@ -83,7 +83,10 @@ function put(id, ...elements) {
 
 function main() {
   const { report, rows, frames, owners, sentences } = JSON.parse(document.getElementById("data").textContent);
-  for (const row of rows) row.frames = row.frames.map((id) => frames[id]);
+  rows.forEach((row, index) => {
+    row.frames = row.frames.map((id) => frames[id]);
+    row.owner = owners[index];
+  });
   report.rows = rows;
   document.getElementById("theme").addEventListener("click", () => {
     const root = document.documentElement;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::ser::Formatter;
 
 use super::leaks::{self, LeakOptions, evidence};
 use crate::format::ByteFormat;
@@ -128,26 +129,28 @@ impl<'a> Data<'a> {
 }
 
 pub fn write(report: &LeakReport, out: &mut dyn Write) -> io::Result<()> {
-    let data = for_script(&serde_json::to_string(&Data::new(report))?);
     let options = LeakOptions {
         bytes: ByteFormat::default(),
         shown: leaks::DEFAULT_SHOWN,
         frames: None,
     };
+    let title = escaped(&leaks::title(&report.report));
+    let verdict = escaped(&leaks::verdict(report));
     // For who has scripts switched off, and for search in the file.
-    let text = leaks::text(report, &options);
-    fill(
-        PAGE,
-        &[
-            ("{title}", &escaped(&leaks::title(&report.report))),
-            ("{verdict}", &escaped(&leaks::verdict(report))),
-            ("{style}", STYLE),
-            ("{text}", &escaped(&text)),
-            ("{data}", &data),
-            ("{scripts}", &SCRIPTS.concat()),
-        ],
-        out,
-    )
+    let text = escaped(&leaks::text(report, &options));
+    let texts = [
+        ("{title}", &title[..]),
+        ("{verdict}", &verdict),
+        ("{style}", STYLE),
+        ("{text}", &text),
+        ("{scripts}", &SCRIPTS.concat()),
+    ];
+    let (before, after) = PAGE.split_once("{data}").unwrap_or((PAGE, ""));
+    fill(before, &texts, out)?;
+    // The largest part is never kept whole.
+    let mut data = serde_json::Serializer::with_formatter(&mut *out, ForScript);
+    Data::new(report).serialize(&mut data)?;
+    fill(after, &texts, out)
 }
 
 /// Puts each text where its mark stands, in one pass: a text that looks like a mark is only a text.
@@ -185,20 +188,20 @@ fn escaped(text: &str) -> String {
 }
 
 /// JSON inside a script element: no name in it can end the element.
-fn for_script(json: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(json.len());
-    for part in json.split_inclusive(['<', '\u{2028}', '\u{2029}']) {
-        let mut chars = part.chars();
-        match chars.next_back() {
-            Some(end @ ('<' | '\u{2028}' | '\u{2029}')) => {
-                out.push_str(chars.as_str());
-                let _ = write!(out, "\\u{:04x}", u32::from(end));
+struct ForScript;
+
+impl Formatter for ForScript {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        let ends = ['<', '\u{2028}', '\u{2029}'];
+        for part in fragment.split_inclusive(ends) {
+            let mut chars = part.chars();
+            match chars.next_back().filter(|last| ends.contains(last)) {
+                Some(last) => write!(out, "{}\\u{:04x}", chars.as_str(), u32::from(last))?,
+                None => out.write_all(part.as_bytes())?,
             }
-            _ => out.push_str(part),
         }
+        Ok(())
     }
-    out
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ fn profile(report: &Report) -> Profile {
         let unit = if weight.is_bytes() { "bytes" } else { "count" };
         value_type(&mut tables, weight.name(), unit)
     });
+    begin_with_program(&mut tables, report);
     let sample = report
         .rows
         .iter()
@@ -55,6 +56,17 @@ fn profile(report: &Report) -> Profile {
         location: tables.locations,
         function: tables.functions,
         string_table: tables.texts,
+    }
+}
+
+/// Tools call a profile by its first file.
+fn begin_with_program(tables: &mut Tables, report: &Report) {
+    let Some(exe) = report.processes.iter().find_map(|process| process.exe.as_deref()) else {
+        return;
+    };
+    let mut frames = report.rows.iter().flat_map(|row| &row.frames);
+    if let Some(frame) = frames.find(|frame| frame.module.as_deref() == Some(exe)) {
+        tables.mapping(frame);
     }
 }
 

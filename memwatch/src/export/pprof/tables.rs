@@ -116,7 +116,7 @@ impl Tables {
     }
 
     /// 0 for frames that have no file of machine code.
-    fn mapping(&mut self, frame: &Frame) -> u64 {
+    pub fn mapping(&mut self, frame: &Frame) -> u64 {
         let Some(module) = frame
             .module
             .as_deref()

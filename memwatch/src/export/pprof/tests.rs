@@ -77,6 +77,16 @@ fn values_and_labels_are_those_of_the_row() {
 }
 
 #[test]
+fn the_program_is_the_first_file() {
+    let mut report = full();
+    report.processes[0].exe = Some("/usr/bin/python3.11".to_owned());
+    let profile = read(&report);
+    let first = profile.mapping[0].filename as usize;
+    assert_eq!(profile.string_table[first], "/usr/bin/python3.11");
+    assert!(profile.mapping.len() > 1);
+}
+
+#[test]
 fn inlined_functions_share_a_location_and_addresses_lie_in_their_mapping() {
     let profile = read(&tick(vec![Row {
         frames: Frame::shared([

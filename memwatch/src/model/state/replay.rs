@@ -11,7 +11,7 @@ use super::super::mappings::Untracked;
 use super::super::processes::Instance;
 use super::super::report::Limit;
 use super::{Baseline, Model, Site, site_key};
-use crate::collect::sample::{AGE_EDGES_SECONDS, LiveScan, SiteAges};
+use crate::collect::sample::{AGE_EDGES_SECONDS, Held, LiveScan, SiteAges};
 
 /// What one saved tick changes, besides the sites. Absolute values, not differences.
 #[derive(Clone, Debug)]
@@ -150,6 +150,13 @@ impl Model {
         }
     }
 
+    /// The same for what its threads have.
+    pub fn restore_threads(&mut self, id: &SiteId, threads: &[(u32, Held)]) {
+        if let Some(live) = &mut self.live {
+            live.threads.insert(site_key(id), threads.to_vec());
+        }
+    }
+
     fn let_go(&mut self, instances: &[u32]) {
         if instances.is_empty() {
             return;
@@ -158,6 +165,7 @@ impl Model {
         self.sites.retain(|id, _| !gone.contains(&id.instance));
         if let Some(live) = &mut self.live {
             live.sites.retain(|key, _| !gone.contains(&key.instance));
+            live.threads.retain(|key, _| !gone.contains(&key.instance));
         }
         if let Some(saved) = &mut self.saved {
             saved.ages.retain(|id, _| !gone.contains(&id.instance));
@@ -212,7 +220,7 @@ impl Model {
 impl Baseline {
     /// Counts that were taken elsewhere, under the ids of the model that they are compared with.
     pub fn of(at_ns: u64, counts: HashMap<SiteId, Counts>) -> Self {
-        Self { at_ns, counts }
+        Self::new(at_ns, counts)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&SiteId, &Counts)> {
