@@ -130,7 +130,7 @@ def asyncio_server():
     store = {}
     history = []
     hold = []
-    kept.extend([store, history, hold])
+    kept.extend([store, history])
 
     async def serve(reader, writer):
         while header := await reader.readline():
@@ -156,6 +156,9 @@ def asyncio_server():
         return server.sockets[0].getsockname()[1]
 
     async def load(port):
+        for _, writer in hold:
+            writer.close()
+        hold.clear()
         await asyncio.gather(*(client(port, n * 10_000) for n in range(50)))
 
     loop = asyncio.new_event_loop()

@@ -23,6 +23,13 @@ const TO_READ: usize = 16;
 /// Bytes of the head of a list of pools of one size class.
 const LIST: u64 = 16;
 
+/// How the call of `__tls_get_addr` begins, by which a shared library finds its interpreter: linkers know it by these
+/// prefixes.
+const THREAD_LOCAL: &[u8] = &[0x66, 0x66, 0x48, 0xe8];
+
+/// rbx, rbp, r12 to r15 are as before after a call.
+const KEPT_BY_CALLS: [usize; 6] = [3, 5, 12, 13, 14, 15];
+
 /// Instructions after the branch in which the size is looked at.
 const TO_SIZE: usize = 16;
 
@@ -88,6 +95,7 @@ fn find_in(
     found: &mut InlinedSites,
 ) {
     let code: Vec<Instruction> = decoder(address, code).into_iter().collect();
+    let runtime = elf.symbol("_PyRuntime").map(|symbol| symbol.address);
     for (at, instruction) in code.iter().enumerate() {
         if !names(instruction, allocating.function) {
             continue;
@@ -95,7 +103,11 @@ fn find_in(
         match branch_after(&code, at) {
             Some(branch) => found.sites.push(InlinedSite {
                 address: code[branch].ip(),
-                domain: domain(&code[at.saturating_sub(TO_READ)..branch], allocating.slots),
+                domain: domain(
+                    &code[at.saturating_sub(TO_READ)..branch],
+                    allocating.slots,
+                    runtime,
+                ),
                 size: size(elf, &code[branch], pools),
             }),
             None => found.unresolved += 1,
@@ -161,13 +173,22 @@ fn straight(code: &[Instruction], from: usize, most: usize) -> impl Iterator<Ite
 }
 
 /// By the allocator that was read last before.
-fn domain(before: &[Instruction], slots: [Option<u64>; 2]) -> Option<PythonDomain> {
+///
+/// In a shared library that is at a distance from the runtime, whose address is in a register.
+fn domain(before: &[Instruction], slots: [Option<u64>; 2], runtime: Option<u64>) -> Option<PythonDomain> {
     let domains = [PythonDomain::Mem, PythonDomain::Object];
     before.iter().rev().find_map(|instruction| {
-        let read = instruction.is_ip_rel_memory_operand() && instruction.mnemonic() != Mnemonic::Lea;
+        let read = instruction.mnemonic() != Mnemonic::Lea;
+        let distance = instruction.memory_displacement64();
+        let address = if instruction.is_ip_rel_memory_operand() || instruction.memory_base() == Register::None
+        {
+            Some(distance)
+        } else {
+            runtime.map(|runtime| runtime.wrapping_add(distance))
+        };
         let at = slots
             .iter()
-            .position(|slot| read && *slot == Some(instruction.memory_displacement64()))?;
+            .position(|slot| read && slot.is_some() && *slot == address)?;
         Some(domains[at])
     })
 }
@@ -186,6 +207,11 @@ fn size(elf: &ElfBytes<'_>, branch: &Instruction, pools: Option<u32>) -> Option<
         next = match instruction.flow_control() {
             FlowControl::Next | FlowControl::ConditionalBranch => instruction.next_ip(),
             FlowControl::UnconditionalBranch => instruction.near_branch_target(),
+            FlowControl::Call if elf.bytes_at(next)?.starts_with(THREAD_LOCAL) => {
+                registers.forget_after_call();
+                next = instruction.next_ip();
+                continue;
+            }
             _ => return None,
         };
         match lists(elf, pools, &instruction) {
@@ -331,6 +357,14 @@ impl Registers {
     fn reads_lists(&self, instruction: &Instruction) -> bool {
         self.get(instruction.memory_base())
             .is_some_and(|value| value.held == Held::Lists)
+    }
+
+    fn forget_after_call(&mut self) {
+        for (number, value) in self.values.iter_mut().enumerate() {
+            if !KEPT_BY_CALLS.contains(&number) {
+                *value = None;
+            }
+        }
     }
 
     fn forget_written(&mut self, instruction: &Instruction) {

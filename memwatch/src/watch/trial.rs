@@ -16,8 +16,8 @@ pub const TIME: Duration = Duration::from_secs(1);
 /// time would take half as long again.
 pub const MOST_PERCENT: f64 = 50.0;
 
-/// A program that works for more than this share of one core…
-const BUSY: f64 = 0.1;
+/// A program that works for more than this share of one core, on a machine that others use too…
+const BUSY: f64 = 0.05;
 
 /// … and spends this part of its work on being counted is spared too: counting slows it down so much that it makes fewer
 /// calls than it would.
