@@ -19,11 +19,15 @@ const STANDARD: &[&str] = &["alloc::", "core::", "std::", "hashbrown::", "__gnu_
 /// nothing is left, all.
 pub fn interesting(frames: &[Arc<Frame>]) -> Vec<&Frame> {
     let has_python = frames.iter().any(|frame| frame.kind == FrameKind::Python);
-    let telling: Vec<&Frame> = frames
+    let mut telling: Vec<&Frame> = frames
         .iter()
         .map(Arc::as_ref)
         .filter(|frame| is_telling(frame, has_python))
         .collect();
+    if has_python {
+        // Of an extension without symbols one frame says all that there is to say.
+        telling.dedup_by(|a, b| a.function.is_none() && b.function.is_none() && a.module == b.module);
+    }
     if telling.is_empty() {
         frames.iter().map(Arc::as_ref).collect()
     } else {
@@ -55,7 +59,7 @@ fn is_interpreter(frame: &Frame, function: &str) -> bool {
 /// `load (cache.py:88)` for Python, `std::vector<…>::push_back` for the rest.
 pub fn short(frame: &Frame) -> String {
     let Some(function) = frame.function.as_deref() else {
-        return unnamed(frame);
+        return extension(frame).unwrap_or_else(|| unnamed(frame));
     };
     if frame.kind != FrameKind::Python {
         return clean(&short_function(function)).into_owned();
@@ -64,6 +68,13 @@ pub fn short(frame: &Frame) -> String {
         Some(place) => format!("{} ({place})", clean(function)),
         None => clean(function).into_owned(),
     }
+}
+
+/// An extension module of Python, by the name under which it is imported: `_json` for
+/// `_json.cpython-311-x86_64-linux-gnu.so`.
+fn extension(frame: &Frame) -> Option<String> {
+    let (name, _) = base_name(frame.module.as_deref()?).split_once(".cpython-")?;
+    Some(clean(name).into_owned())
 }
 
 /// A frame without a function: `libfoo.so+0x1f2e`.
@@ -241,6 +252,23 @@ mod tests {
             names(&[native("malloc"), unknown, native("main")]),
             ["libapp.so+0x1f2e", "main"]
         );
+    }
+
+    #[test]
+    fn an_extension_of_python_without_symbols_is_one_frame() {
+        let inside = |address| Frame {
+            function: None,
+            module: Some("/usr/lib/python3.11/lib-dynload/_json.cpython-311-x86_64-linux-gnu.so".to_owned()),
+            address: Some(address),
+            ..native("")
+        };
+        let stack = [
+            native("malloc"),
+            inside(0x6230),
+            inside(0x5caf),
+            python("raw_decode", "/usr/lib/python3.11/json/decoder.py", 353),
+        ];
+        assert_eq!(names(&stack), ["_json", "raw_decode (decoder.py:353)"]);
     }
 
     #[test]

@@ -27,17 +27,21 @@ pub fn lines(
     with_course: bool,
     state: &State,
 ) -> Vec<Line<'static>> {
-    let incomplete = !report.health.complete;
     let mut lines = vec![
         memory(report, width, with_course, state),
         health(report, width, height < 4, state),
         overhead(report, width, state),
     ];
-    if incomplete && height >= 4 {
+    if has_losses(report) && height >= 4 {
         lines.insert(2, losses(report, width, state));
     }
     lines.truncate(height);
     lines
+}
+
+/// Totals are not exact, or stacks not whole, or something is not done as it was asked for.
+pub fn has_losses(report: &Report) -> bool {
+    !report.health.complete || !report.health.reasons.is_empty()
 }
 
 /// The processes whose sizes are added up: the living, or all when none lives any more and the last numbers
@@ -101,7 +105,12 @@ fn health(report: &Report, width: usize, with_reason: bool, state: &State) -> Li
     };
     let mut pieces = vec![Piece::plain(7, " mode", mode, theme)];
     if report.health.complete {
-        pieces.push(Piece::new(9, "nothing lost", theme.good()));
+        let text = if has_losses(report) {
+            "totals exact"
+        } else {
+            "nothing lost"
+        };
+        pieces.push(Piece::new(9, text, theme.good()));
     } else if with_reason {
         pieces.push(Piece::new(
             9,
@@ -131,13 +140,15 @@ fn health(report: &Report, width: usize, with_reason: bool, state: &State) -> Li
 }
 
 fn losses(report: &Report, width: usize, state: &State) -> Line<'static> {
-    Line::styled(
-        format!(" {}", reason(report, width.saturating_sub(1))),
-        state.theme.bad(),
-    )
+    let style = if report.health.complete {
+        state.theme.warn()
+    } else {
+        state.theme.bad()
+    };
+    Line::styled(format!(" {}", reason(report, width.saturating_sub(1))), style)
 }
 
-/// Why the numbers are incomplete: the first reason and how many more there are.
+/// What the numbers lack: the first reason and how many more there are.
 fn reason(report: &Report, room: usize) -> String {
     let reasons = &report.health.reasons;
     let more = match reasons.len() {

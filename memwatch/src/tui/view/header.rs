@@ -25,11 +25,9 @@ const SCALE_WIDTH: u16 = 8;
 /// Processes named one by one.
 const NAMED: usize = 4;
 
+/// Something is to be said about what the numbers are worth.
 pub fn has_losses(state: &State) -> bool {
-    state
-        .report
-        .as_ref()
-        .is_some_and(|report| !report.health.complete)
+    state.report.as_deref().is_some_and(facts::has_losses)
 }
 
 pub fn draw(frame: &mut Frame, area: Rect, state: &State) {

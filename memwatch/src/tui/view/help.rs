@@ -6,6 +6,7 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Clear, Padding, Paragraph};
 
+use super::facts;
 use crate::tui::format::count;
 use crate::tui::state::State;
 use crate::tui::text::{clean, left, width};
@@ -124,13 +125,20 @@ fn lines(state: &State, width: usize) -> Vec<Line<'static>> {
     if let Some(report) = &state.report {
         lines.extend([Line::default(), heading("Are the numbers whole?")]);
         if report.health.complete {
-            lines.push(Line::styled(
-                "nothing was lost: every total is exact since the watch began",
-                theme.good(),
-            ));
+            let text = if facts::has_losses(report) {
+                "every total is exact since the watch began"
+            } else {
+                "nothing was lost: every total is exact since the watch began"
+            };
+            lines.push(Line::styled(text, theme.good()));
         }
+        let style = if report.health.complete {
+            theme.warn()
+        } else {
+            theme.bad()
+        };
         for reason in &report.health.reasons {
-            lines.extend(styled(folded(reason, width), theme.bad()));
+            lines.extend(styled(folded(reason, width), style));
         }
         for note in &report.health.probes.failed {
             let text = format!("no probe on {} in {}: {}", note.symbol, note.module, note.reason);

@@ -159,6 +159,16 @@ fn losses_are_said_in_the_header_and_told_in_full_in_the_help() {
 }
 
 #[test]
+fn what_leaves_totals_exact_is_said_too_but_as_a_warning() {
+    let why = "small objects are estimated from pools instead (--force watches each block all the same)";
+    let mut state = state_with(|report| report.health.reasons = vec![why.to_owned()]);
+    let text = screen(&mut state, 120, 24);
+    assert!(text.contains(why) && text.contains("totals exact"), "{text}");
+    assert!(!text.contains("INCOMPLETE") && !text.contains("nothing lost"), "{text}");
+    assert_eq!(drawn(&mut state, 120, 24)[(1, 3)].fg, Color::Yellow);
+}
+
+#[test]
 fn nothing_lost_is_green() {
     let buffer = drawn(&mut sample_state(), 100, 24);
     assert!((0..100).any(|x| buffer[(x, 2)].fg == Color::Green));
