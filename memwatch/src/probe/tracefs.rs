@@ -37,7 +37,8 @@ fn mount_for_this_thread() -> io::Result<()> {
         check(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS))?;
         check(libc::mount(
             ptr::null(),
-            c"/".as_ptr(),
+            // Not the root, which is no mount of its own in a chroot.
+            c"/sys".as_ptr(),
             ptr::null(),
             libc::MS_REC | libc::MS_PRIVATE,
             ptr::null(),
