@@ -118,6 +118,7 @@ pub fn python_frame(function: &str, file: &str, line: u32) -> Frame {
 
 pub fn row() -> Row {
     Row {
+        threads: Vec::new(),
         key: "app/cache.py:88".to_owned(),
         pid: Some(1234),
         domain: Some("native".to_owned()),

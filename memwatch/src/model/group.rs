@@ -17,7 +17,7 @@ use super::query::{GroupBy, Query, SortBy, View};
 use super::report::{Age, Delta, Frame, Row, SizeBucket};
 use super::shares::by_size;
 use super::state::{Baseline, Model, Site, site_key};
-use super::threads::by_thread;
+use super::threads::{by_thread, known_threads};
 use crate::collect::sample::{AGE_EDGES_SECONDS, SiteAges};
 use crate::symbolize::names::StackNames;
 
@@ -481,7 +481,12 @@ fn row(
         .doubt(|instance, class| model.pool_class(instance, class));
     let interval = numbers.estimate.interval(numbers.inuse_bytes, doubt);
     let (freed_bytes, freed_objects) = numbers.freed();
+    let threads = match &group.key {
+        GroupKey::Site(id) if query.older_than.is_none() => known_threads(model.threads(id), numbers),
+        _ => Vec::new(),
+    };
     Row {
+        threads,
         key: group.key.text(&stack.frames, model.processes()),
         pid: sums
             .instance

@@ -307,6 +307,16 @@ pub struct Row {
     pub stacks: u64,
     /// `anonymous` or `file` for domain `mmap`.
     pub mapping: Option<String>,
+    /// What each thread has in use, as far as it is known; for rows of one stack only. Not in JSON: `--group-by thread` is.
+    #[serde(skip)]
+    pub threads: Vec<ThreadShare>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadShare {
+    pub thread: u32,
+    pub bytes: u64,
+    pub objects: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 
 use super::counts::Counts;
 use super::group::Numbers;
-use super::report::Delta;
+use super::report::{Delta, ThreadShare};
 use crate::collect::sample::Held;
 
 /// `before`: at the baseline, when there is one. None stands for threads that are not known.
@@ -61,6 +61,20 @@ pub(super) fn by_thread(
         .collect();
     shares.push((None, rest));
     shares
+}
+
+/// Without what no thread is known of.
+pub(super) fn known_threads(now: &[(u32, Held)], numbers: &Numbers) -> Vec<ThreadShare> {
+    by_thread(now, None, numbers)
+        .into_iter()
+        .filter_map(|(thread, share)| {
+            Some(ThreadShare {
+                thread: thread?,
+                bytes: share.inuse_bytes,
+                objects: share.inuse_objects,
+            })
+        })
+        .collect()
 }
 
 fn find(held: &[(u32, Held)], thread: u32) -> Option<Held> {

@@ -134,6 +134,7 @@ fn row(number: usize, (frames, mib, objects, growth_kib, oldest): (Vec<Frame>, u
     };
     let edges = [Some(1.0), Some(10.0), Some(60.0), Some(300.0), Some(1800.0), None];
     Row {
+        threads: Vec::new(),
         key: key.join(";"),
         pid: Some(1234),
         domain: Some(if has_python { "python.object" } else { "native" }.to_owned()),

@@ -33,7 +33,7 @@ fn profile(report: &Report) -> Profile {
     let sample = report
         .rows
         .iter()
-        .filter_map(|row| sample(&mut tables, report, row));
+        .flat_map(|row| samples(&mut tables, report, row));
     let sample: Vec<Sample> = sample.collect();
     let leading = if report.options.view == View::Alloc.name() {
         Weight::AllocBytes
@@ -82,32 +82,67 @@ fn unix_nanos(rfc3339: &str) -> i64 {
     time.map_or(0, |time| i64::try_from(time.as_nanosecond()).unwrap_or(0))
 }
 
-fn sample(tables: &mut Tables, report: &Report, row: &Row) -> Option<Sample> {
-    let value = Weight::ALL.map(|weight| i64::try_from(weight.of(row)).unwrap_or(i64::MAX));
-    if value.iter().all(|value| *value == 0) {
-        return None;
+/// One for each thread whose blocks are alive, and one for all else. Together they are the row.
+fn samples(tables: &mut Tables, report: &Report, row: &Row) -> Vec<Sample> {
+    let mut rest = Weight::ALL.map(|weight| i64::try_from(weight.of(row)).unwrap_or(i64::MAX));
+    let mut parts = Vec::with_capacity(row.threads.len() + 1);
+    for share in &row.threads {
+        let value: [i64; Weight::ALL.len()] = std::array::from_fn(|index| {
+            let of_thread = if Weight::ALL[index].is_bytes() {
+                share.bytes
+            } else {
+                share.objects
+            };
+            i64::try_from(of_thread).unwrap_or(i64::MAX).min(rest[index])
+        });
+        for (rest, value) in rest.iter_mut().zip(value) {
+            *rest -= value;
+        }
+        parts.push((Some(share.thread), value));
     }
+    parts.push((None, rest));
+    parts.retain(|(_, value)| value.iter().any(|value| *value != 0));
+    if parts.is_empty() {
+        return Vec::new();
+    }
+    let location_id = locations(tables, row);
+    let of_row = labels(tables, report, row);
+    parts
+        .into_iter()
+        .map(|(thread, value)| Sample {
+            location_id: location_id.clone(),
+            value: value.to_vec(),
+            label: of_row
+                .iter()
+                .cloned()
+                .chain(thread.map(|thread| number(tables, "thread", thread)))
+                .collect(),
+        })
+        .collect()
+}
+
+fn locations(tables: &mut Tables, row: &Row) -> Vec<u64> {
     let mut location_id = tables.stack(&row.frames);
     if row.frames.is_empty() {
         location_id.push(tables.marker(label::no_frames(row)));
     } else if row.truncated {
         location_id.push(tables.marker(super::folded::TRUNCATED));
     }
-    Some(Sample {
-        location_id,
-        value: value.to_vec(),
-        label: labels(tables, report, row),
-    })
+    location_id
+}
+
+fn number(tables: &mut Tables, key: &str, value: u32) -> Label {
+    Label {
+        key: tables.text(key),
+        num: i64::from(value),
+        ..Label::default()
+    }
 }
 
 fn labels(tables: &mut Tables, report: &Report, row: &Row) -> Vec<Label> {
     let mut labels = Vec::new();
     if let Some(pid) = row.pid {
-        labels.push(Label {
-            key: tables.text("pid"),
-            num: i64::from(pid),
-            ..Label::default()
-        });
+        labels.push(number(tables, "pid", pid));
     }
     let process = |process: &&Process| Some(process.pid) == row.pid && !process.replaced;
     let process = report.processes.iter().find(process);

@@ -4,7 +4,7 @@ use flate2::read::GzDecoder;
 
 use super::*;
 use crate::export::fixtures::{full, native_frame, row, tick};
-use crate::model::report::Frame;
+use crate::model::report::{Frame, ThreadShare};
 
 fn read(report: &Report) -> Profile {
     let mut bytes = Vec::new();
@@ -74,6 +74,38 @@ fn values_and_labels_are_those_of_the_row() {
     assert!(comments.contains(&"lost: 3 frees were missed"), "{comments:?}");
     assert!(comments.contains(&"process 1234: python3 app.py"), "{comments:?}");
     assert_eq!(profile.time_nanos, 1_772_366_410_000_000_000);
+}
+
+#[test]
+fn what_each_thread_has_in_use_is_a_sample_of_its_own() {
+    let whole = row();
+    let share = |thread, bytes, objects| ThreadShare {
+        thread,
+        bytes,
+        objects,
+    };
+    let threads = vec![share(41, 100, 2), share(42, 30, 1)];
+    let profile = read(&tick(vec![Row { threads, ..row() }]));
+    let thread = |sample: &Sample| {
+        let label = sample
+            .label
+            .iter()
+            .find(|label| text(&profile, label.key) == "thread");
+        label.map(|label| label.num)
+    };
+    let found: Vec<_> = profile.sample.iter().map(thread).collect();
+    assert_eq!(found, [Some(41), Some(42), None]);
+    assert_eq!(profile.sample[0].value, [2, 100, 2, 100]);
+    let sums: Vec<i64> = (0..4)
+        .map(|index| profile.sample.iter().map(|sample| sample.value[index]).sum())
+        .collect();
+    let all = [
+        whole.alloc_objects,
+        whole.alloc_bytes,
+        whole.inuse_objects,
+        whole.inuse_bytes,
+    ];
+    assert_eq!(sums, all.map(|value| value as i64));
 }
 
 #[test]

@@ -164,7 +164,10 @@ fn what_leaves_totals_exact_is_said_too_but_as_a_warning() {
     let mut state = state_with(|report| report.health.reasons = vec![why.to_owned()]);
     let text = screen(&mut state, 120, 24);
     assert!(text.contains(why) && text.contains("totals exact"), "{text}");
-    assert!(!text.contains("INCOMPLETE") && !text.contains("nothing lost"), "{text}");
+    assert!(
+        !text.contains("INCOMPLETE") && !text.contains("nothing lost"),
+        "{text}"
+    );
     assert_eq!(drawn(&mut state, 120, 24)[(1, 3)].fg, Color::Yellow);
 }
 
