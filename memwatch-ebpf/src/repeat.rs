@@ -125,12 +125,22 @@ extern "C" fn stands_as_before(slot_at: *mut Slot) -> u32 {
         return 0;
     }
     for index in 0..WORDS {
-        if index >= count as usize {
+        // Read each time, or the compiler would make this the loop's only bound, which Linux 6.1 cannot follow.
+        // SAFETY: a read of a live field.
+        if index as u32 >= unsafe { core::ptr::read_volatile(&raw const slot.last.count) } {
             break;
         }
-        let place = mask::<CHUNK_MASK>(u64::from(slot.last.places[index]));
-        // SAFETY: the mask keeps the place inside the chunk.
-        if unsafe { *slot.chunk.get_unchecked(place) } != slot.last.values[index] {
+        // Masked, as the compiler counts with pointers otherwise.
+        let index = mask::<WORD_MASK>(index as u64);
+        // SAFETY: the masks keep the index inside both arrays, and the place inside the chunk.
+        let (found, expected) = unsafe {
+            let place = mask::<CHUNK_MASK>(u64::from(*slot.last.places.get_unchecked(index)));
+            (
+                *slot.chunk.get_unchecked(place),
+                *slot.last.values.get_unchecked(index),
+            )
+        };
+        if found != expected {
             return 0;
         }
     }
