@@ -114,7 +114,7 @@ fn samples(tables: &mut Tables, report: &Report, row: &Row) -> Vec<Sample> {
             value: value.to_vec(),
             label: of_row
                 .iter()
-                .cloned()
+                .copied()
                 .chain(thread.map(|thread| number(tables, "thread", thread)))
                 .collect(),
         })
