@@ -194,7 +194,9 @@ impl Watch {
             event.end_ns = state.forked_ns;
             let known = self.alive.get(pid).copied();
             if state.flags & PROCESS_EXITED != 0 {
-                if known == Some(state.instance) || !self.dead.contains(&state.instance) {
+                // A program that started another one has ended too, but its process goes on under a new number.
+                let now = collector::instance_of(&self.kernel, *pid)?;
+                if now == Some(state.instance) {
                     self.ended(&event)?;
                 }
             } else if let Some(old) = known {

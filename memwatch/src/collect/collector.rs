@@ -245,6 +245,11 @@ fn processes(kernel: &KernelSide) -> Result<Vec<(u32, ProcessState)>> {
     Ok(processes)
 }
 
+/// The instance that the kernel side has for a process now.
+pub(crate) fn instance_of(kernel: &KernelSide, pid: u32) -> Result<Option<u32>> {
+    batch::get(kernel.map("PROCESSES")?, &pid).context("cannot read the instance of a process")
+}
+
 /// Blocks of programs that are gone make room.
 pub(crate) fn purge_live(kernel: &KernelSide, dead: &HashSet<u32>) -> Result<()> {
     let live = kernel.map("LIVE")?;
