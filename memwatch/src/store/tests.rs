@@ -407,8 +407,12 @@ fn all_versions_are_read() {
             .unwrap()
             .report(&Query::default(), Kind::Top, None)
             .unwrap();
-        let (rows, expected) = (&report.rows, &reports[5].rows);
-        assert_eq!(rows, expected, "{version}");
+        // Files have had threads since later than these were written.
+        let mut expected = reports[5].rows.clone();
+        for row in &mut expected {
+            row.threads.clear();
+        }
+        assert_eq!(report.rows, expected, "{version}");
         assert_eq!(report.processes, reports[5].processes, "{version}");
     }
 }
