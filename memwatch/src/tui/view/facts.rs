@@ -7,6 +7,7 @@ use crate::model::report::{Process, Report};
 use crate::tui::history::{is_living, sum};
 use crate::tui::state::State;
 use crate::tui::text::{clean, cut_end};
+use crate::tui::theme::Theme;
 use crate::{
     format::seconds,
     tui::format::{clock, percent, rate},
@@ -42,6 +43,15 @@ pub fn lines(
 /// Totals are not exact, or stacks not whole, or something is not done as it was asked for.
 pub fn has_losses(report: &Report) -> bool {
     !report.health.complete || !report.health.reasons.is_empty()
+}
+
+/// Wrong totals are worse than stacks that are not whole.
+pub fn losses_style(report: &Report, theme: Theme) -> Style {
+    if report.health.complete {
+        theme.warn()
+    } else {
+        theme.bad()
+    }
 }
 
 /// The processes whose sizes are added up: the living, or all when none lives any more and the last numbers
@@ -140,12 +150,10 @@ fn health(report: &Report, width: usize, with_reason: bool, state: &State) -> Li
 }
 
 fn losses(report: &Report, width: usize, state: &State) -> Line<'static> {
-    let style = if report.health.complete {
-        state.theme.warn()
-    } else {
-        state.theme.bad()
-    };
-    Line::styled(format!(" {}", reason(report, width.saturating_sub(1))), style)
+    Line::styled(
+        format!(" {}", reason(report, width.saturating_sub(1))),
+        losses_style(report, state.theme),
+    )
 }
 
 /// What the numbers lack: the first reason and how many more there are.

@@ -132,13 +132,8 @@ fn lines(state: &State, width: usize) -> Vec<Line<'static>> {
             };
             lines.push(Line::styled(text, theme.good()));
         }
-        let style = if report.health.complete {
-            theme.warn()
-        } else {
-            theme.bad()
-        };
         for reason in &report.health.reasons {
-            lines.extend(styled(folded(reason, width), style));
+            lines.extend(styled(folded(reason, width), facts::losses_style(report, theme)));
         }
         for note in &report.health.probes.failed {
             let text = format!("no probe on {} in {}: {}", note.symbol, note.module, note.reason);
