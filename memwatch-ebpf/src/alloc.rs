@@ -3,7 +3,6 @@
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_user};
 use memwatch_common::{
     Config, Cookie, Counter, Domain, Function, LiveValue, ProcessState, limits::MAX_IN_FLIGHT,
-    python::POOL_BYTES,
 };
 
 use crate::{
@@ -103,7 +102,9 @@ pub fn finish(
     if cookie.function() == PYTHON_POOL {
         let block = registers.result();
         if block != 0 {
-            pool::opened(state.instance, call.stack, block & !(POOL_BYTES - 1));
+            let asked = pool::asked(state, registers);
+            let pool = block & !0 << (cookie.id() & 63);
+            pool::opened(state.instance, call.stack, pool, asked);
         }
         if index == 0 {
             live::forget_inner(slot);

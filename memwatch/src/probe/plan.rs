@@ -14,6 +14,7 @@ use super::symbols::{FoundFunction, Import, Machine, ModuleSymbols, SymbolError}
 use crate::model::report::{InlinedNote, ProbeNote};
 use crate::python::allocator::PoolSite;
 use crate::python::interpreter::PythonFile;
+use crate::python::pymalloc::Geometry;
 
 /// What the running kernel can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -306,17 +307,21 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
     if !abilities.pools || abilities.python && !file.allocator.is_inlined() {
         return Vec::new();
     }
+    let function = file
+        .allocator
+        .new_pool
+        .and_then(|address| new_pool_point(symbols, bytes, file, address, abilities));
+    if let Some(point) = function {
+        return vec![point];
+    }
     let sites = file.allocator.pool_sites.iter();
-    let function = file.allocator.new_pool.into_iter();
-    function
-        .filter_map(|address| new_pool_point(symbols, bytes, address, abilities))
-        .chain(sites.filter_map(|site| pool_site_point(symbols, site)))
-        .collect()
+    sites.filter_map(|site| pool_site_point(symbols, site)).collect()
 }
 
 fn new_pool_point(
     symbols: &ModuleSymbols,
     bytes: &[u8],
+    file: &PythonFile,
     address: u64,
     abilities: Abilities,
 ) -> Option<Point> {
@@ -335,7 +340,7 @@ fn new_pool_point(
         function: Function::PythonPool,
         domain: Domain::PythonObject,
         flags: 0,
-        id: 0,
+        id: Geometry::of(file.version).pool_bytes.trailing_zeros() as u8,
         needs_return: true,
         required: false,
         placement,

@@ -7,6 +7,7 @@
 //! [`PythonLayout`]: memwatch_common::PythonLayout
 
 pub mod allocator;
+pub mod asked;
 pub mod code;
 mod copied;
 mod decode_x86;
@@ -22,6 +23,7 @@ pub mod merge;
 pub mod offsets;
 pub mod pool_sites;
 pub mod pymalloc;
+mod registers;
 mod text;
 pub mod thread_state;
 pub mod version;

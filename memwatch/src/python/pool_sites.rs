@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
 
-use super::pymalloc::{Pool, SIZE_CLASSES, block_bytes};
+use super::pymalloc::{ALIGNMENT, Pool, SIZE_CLASSES, block_bytes};
 use crate::collect::sample::{ClassBytes, ClassUse};
 
 /// A stack's small objects.
@@ -25,12 +25,25 @@ struct Held {
     pool: Pool,
 }
 
+impl Held {
+    /// What each block was asked for with: what the first one was, or what a block takes where that is not known.
+    fn asked(&self) -> u64 {
+        let takes = block_bytes(self.pool.size_class);
+        let asked = self.opened.asked;
+        if asked > takes - ALIGNMENT && asked <= takes {
+            asked
+        } else {
+            takes
+        }
+    }
+}
+
 /// The pools of one process, and what is known of its stacks by them.
 #[derive(Debug, Default)]
 pub struct PoolSites {
     held: HashMap<u64, Held>,
     sites: HashMap<u64, PoolSite>,
-    /// Bytes in use by size class and the stack that opened the pools; 0 where none is left.
+    /// Bytes that blocks in use take, by size class and the stack that opened the pools; 0 where none is left.
     classes: BTreeMap<(u8, u64), u64>,
 }
 
@@ -38,6 +51,7 @@ pub struct PoolSites {
 const BEFORE: OpenedPool = OpenedPool {
     stack: STACK_BEFORE,
     born_ns: 0,
+    asked: 0,
 };
 
 impl PoolSites {
@@ -105,7 +119,7 @@ impl PoolSites {
         uses
     }
 
-    /// When each pool of a known stack was opened: stack, time, blocks and bytes.
+    /// When each pool of a known stack was opened: stack, time, blocks and bytes that these were asked for with.
     pub fn ages(&self) -> impl Iterator<Item = (u64, u64, u64, u64)> {
         let known = self.held.values().filter(|held| held.opened != BEFORE);
         known.map(|held| {
@@ -114,7 +128,7 @@ impl PoolSites {
                 held.opened.stack,
                 held.opened.born_ns,
                 pool.in_use,
-                pool.bytes_in_use(),
+                pool.in_use * held.asked(),
             )
         })
     }
@@ -132,7 +146,7 @@ impl PoolSites {
 
     fn change(&mut self, held: &Held, from: u64, to: u64) {
         let (stack, class) = (held.opened.stack, held.pool.size_class);
-        self.site(stack).change(&held.pool, from, to);
+        self.site(stack).change(held.asked(), from, to);
         let bytes = self.classes.entry((class as u8, stack)).or_default();
         let size = block_bytes(class);
         *bytes = (*bytes + to * size).saturating_sub(from * size);
@@ -151,8 +165,7 @@ impl PoolSites {
 }
 
 impl PoolSite {
-    fn change(&mut self, pool: &Pool, from: u64, to: u64) {
-        let size = block_bytes(pool.size_class);
+    fn change(&mut self, size: u64, from: u64, to: u64) {
         let totals = &mut self.totals;
         let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
         totals.alloc_objects += more;
@@ -181,7 +194,17 @@ mod tests {
     fn opened(pools: &[(u64, u64, u64)]) -> HashMap<u64, OpenedPool> {
         pools
             .iter()
-            .map(|&(address, stack, born_ns)| (address, OpenedPool { stack, born_ns }))
+            .map(|&(address, stack, born_ns)| {
+                let asked = 0;
+                (
+                    address,
+                    OpenedPool {
+                        stack,
+                        born_ns,
+                        asked,
+                    },
+                )
+            })
             .collect()
     }
 
@@ -203,6 +226,26 @@ mod tests {
         assert_eq!(inuse(&sites, 7), (640, 10, 1));
         assert_eq!(inuse(&sites, 8), (80, 5, 1));
         assert_eq!(sites.sites[&7].totals.sizes[size_bucket(64)], 10);
+    }
+
+    #[test]
+    fn blocks_are_as_large_as_the_first_was_asked_for_with() {
+        let mut sites = PoolSites::default();
+        let mut by = opened(&[(A, 7, 100), (B, 7, 200)]);
+        let asked = |by: &mut HashMap<u64, OpenedPool>, at, asked| {
+            by.entry(at).or_default().asked = asked;
+        };
+        asked(&mut by, A, 28);
+        // No such size is in a pool of blocks of 48.
+        asked(&mut by, B, 32);
+        sites.update(&[pool(A, 1, 10), pool(B, 2, 5)], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (280 + 240, 15, 2));
+        assert_eq!(sites.ages().map(|(_, _, _, bytes)| bytes).sum::<u64>(), 280 + 240);
+        // What they take.
+        let classes: u64 = sites.classes(7).iter().map(|class| class.bytes).sum();
+        assert_eq!(classes, 320 + 240);
+        sites.update(&[], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (0, 0, 0));
     }
 
     #[test]
