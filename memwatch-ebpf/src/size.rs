@@ -1,6 +1,6 @@
 //! Sizes where compiled code has them.
 
-use memwatch_common::size_at::{CONSTANT, PRODUCT, REGISTER, SizeWord, SizeWords};
+use memwatch_common::size_at::{CONSTANT, PRODUCT, REGISTER, SCALED, SizeWord, SizeWords};
 
 use crate::{arch::Registers, memory};
 
@@ -23,6 +23,10 @@ pub fn number(word: SizeWord, registers: Registers<'_>) -> u64 {
         PRODUCT => {
             let first = registers.numbered(word.first_register());
             first.wrapping_mul(registers.numbered(word.register()))
+        }
+        SCALED => {
+            let number = registers.numbered(word.base());
+            number.wrapping_mul(word.factor().into())
         }
         _ => {
             let base = registers.numbered(word.base());

@@ -8,7 +8,7 @@ use iced_x86::{
     ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
     OpKind, Register,
 };
-use memwatch_common::size_at::SizeAt;
+use memwatch_common::size_at::{Place, SizeAt};
 
 use super::decode_x86;
 use super::file::ElfBytes;
@@ -107,7 +107,7 @@ struct Ways<'a, 'e> {
 impl Ways<'_, '_> {
     fn agreed(&self) -> Option<SizeAt> {
         // Where nothing was asked for, a single byte is given.
-        let nothing = |size: &&SizeAt| matches!(size, SizeAt::Constant(0 | 1));
+        let nothing = |size: &&SizeAt| matches!(size, SizeAt::In(Place::Constant(0 | 1)));
         let found = self.found.iter();
         let first = *found.clone().find(|size| !nothing(size)).or(self.found.first())?;
         let mut found = found.filter(|size| !nothing(size));
@@ -202,7 +202,10 @@ fn place(value: Value) -> Option<SizeAt> {
         _ if value.plus != 0 => None,
         Held::In(place) => Some(SizeAt::In(place)),
         Held::Product(number, size) => Some(SizeAt::Product(number, size)),
-        Held::Constant(bytes) => Some(SizeAt::Constant(u16::try_from(bytes).unwrap_or(u16::MAX))),
+        Held::Constant(bytes) => {
+            let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
+            Some(SizeAt::In(Place::Constant(bytes)))
+        }
         Held::Outcome => None,
     }
 }

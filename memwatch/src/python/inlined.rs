@@ -5,7 +5,7 @@ use iced_x86::{
     ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 use memwatch_common::python::SMALL_BYTES;
-use memwatch_common::size_at::SizeAt;
+use memwatch_common::size_at::{Place, SizeAt};
 
 use super::allocator::PythonDomain;
 use super::asked;
@@ -96,7 +96,7 @@ fn find_in(elf: &ElfBytes<'_>, allocating: &Allocating, address: u64, code: &[u8
 /// Compilers leave places that always want nothing, or more than pymalloc gives.
 fn may_be_small(size: SizeAt) -> bool {
     match size {
-        SizeAt::Constant(bytes) => (1..=SMALL_BYTES).contains(&bytes.into()),
+        SizeAt::In(Place::Constant(bytes)) => (1..=SMALL_BYTES).contains(&bytes.into()),
         _ => true,
     }
 }

@@ -42,20 +42,22 @@ impl Value {
         }
     }
 
+    /// What is a constant comes last.
     pub fn times(self, other: Self) -> Option<Self> {
         match (self, other) {
-            (
-                Self {
-                    held: Held::In(one),
-                    plus: 0,
-                },
-                Self {
-                    held: Held::In(other),
-                    plus: 0,
-                },
-            ) => Some(Self::plain(Held::Product(one, other))),
             (value, ONE) | (ONE, value) => Some(value),
-            _ => None,
+            _ if self.plus != 0 || other.plus != 0 => None,
+            _ => {
+                let held = match (self.held, other.held) {
+                    (Held::In(one), Held::In(other)) => Held::Product(one, other),
+                    (Held::In(one), Held::Constant(by)) | (Held::Constant(by), Held::In(one)) => {
+                        Held::Product(one, Place::Constant(u16::try_from(by).ok()?))
+                    }
+                    (Held::Constant(one), Held::Constant(other)) => Held::Constant(one.saturating_mul(other)),
+                    _ => return None,
+                };
+                Some(Self::plain(held))
+            }
         }
     }
 }
