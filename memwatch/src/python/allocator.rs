@@ -1,11 +1,9 @@
 //! CPython's allocators: where the table of them is, which one is at work, and where pymalloc takes a new pool.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use memwatch_common::size_at::SizeAt;
-
-use super::asked;
+use super::asked::{self, PoolCallers};
 use super::decode_x86;
 use super::file::ElfBytes;
 use super::inlined::{self, Allocating, InlinedSites};
@@ -83,8 +81,8 @@ pub struct AllocatorFacts {
     /// `allocate_from_new_pool`: called once for each pool that pymalloc begins to use. The pool is the block that it
     /// returns, rounded down to the pool's size.
     pub new_pool: Option<u64>,
-    /// Where those who call it have the size that they were asked for, by the addresses that it returns to.
-    pub pool_callers: BTreeMap<u64, Option<SizeAt>>,
+    /// Those who call it.
+    pub pool_callers: PoolCallers,
     /// The instructions at which pymalloc takes a pool into use, which is no function before 3.10, or cannot be found.
     pub pool_sites: Vec<PoolSite>,
     /// How often the code compares with `pymalloc`, which is what is left of an inlined call.
@@ -103,13 +101,15 @@ impl AllocatorFacts {
         let at_start = |slot: Option<u64>| default(elf, slot?, build.debug);
         facts.pymalloc =
             symbol(elf, &["_PyObject_Malloc", "_PyObject_MiMalloc"]).or_else(|| at_start(object));
-        facts.pymalloc_calloc = symbol(elf, &["_PyObject_Calloc", "_PyObject_MiCalloc"]).or_else(|| {
+        // In builds for debugging the slots hold a layer.
+        let calloc_at_start = |slot: Option<u64>| {
             at_start(
-                object
-                    .filter(|_| !build.debug)
+                slot.filter(|_| !build.debug)
                     .map(|malloc| malloc + CALLOC - MALLOC),
             )
-        });
+        };
+        facts.pymalloc_calloc =
+            symbol(elf, &["_PyObject_Calloc", "_PyObject_MiCalloc"]).or_else(|| calloc_at_start(object));
         facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
         facts.inlined = facts
             .pymalloc
@@ -131,16 +131,16 @@ impl AllocatorFacts {
         }
         facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc);
         if let Some(function) = facts.new_pool {
-            let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| {
-                at_start(
-                    raw.filter(|_| !build.debug)
-                        .map(|malloc| malloc + CALLOC - MALLOC),
-                )
-            });
+            let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| calloc_at_start(raw));
             facts.pool_callers = asked::find(elf, function, [facts.raw, raw_calloc]);
         }
         if build.version.minor() < FIRST_WITH_NEW_POOL {
             facts.pool_sites = pool_sites(elf);
+            // What that function does is seen when it returns.
+            let own = facts.new_pool.and_then(|function| elf.piece_of(function));
+            facts
+                .pool_sites
+                .retain(|site| !own.as_ref().is_some_and(|own| own.contains(&site.address)));
         }
         facts
     }

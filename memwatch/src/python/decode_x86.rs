@@ -126,11 +126,11 @@ pub fn calls(address: u64, code: &[u8], target: u64) -> Vec<u64> {
     code.windows(5).enumerate().filter_map(calls).collect()
 }
 
-/// The place of the pointer that code jumps through at once.
+/// The place of the pointer that code jumps through, if it does nothing else.
 pub fn jumps_through(address: u64, code: &[u8]) -> Option<u64> {
     instructions(address, code)
-        .take(2)
-        .find(|instruction| instruction.flow_control() == FlowControl::IndirectBranch)
+        .find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)
+        .filter(|instruction| instruction.flow_control() == FlowControl::IndirectBranch)
         .filter(Instruction::is_ip_rel_memory_operand)
         .map(|instruction| instruction.memory_displacement64())
 }
@@ -226,6 +226,22 @@ mod tests {
             })
         );
         assert_eq!(returned_thread_local(0x1000, &[0x31, 0xc0, 0xc3]), None);
+    }
+
+    #[test]
+    fn stubs_and_calls_of_one_function_are_found() {
+        // endbr64; jmp [rip + 0x100]
+        let stub = [0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, 0, 1, 0, 0];
+        assert_eq!(jumps_through(0x1000, &stub), Some(0x110a));
+        assert_eq!(jumps_through(0x1000, &stub[4..]), Some(0x1106));
+        // mov rdi, rbx; jmp [rip + 0x100]: more than a stub.
+        assert_eq!(
+            jumps_through(0x1000, &[0x48, 0x89, 0xdf, 0xff, 0x25, 0, 1, 0, 0]),
+            None
+        );
+        // nop; call +0x200; call +0x300
+        let code = [0x90, 0xe8, 0, 2, 0, 0, 0xe8, 0, 3, 0, 0];
+        assert_eq!(calls(0x1000, &code, 0x1206), [0x1006]);
     }
 
     #[test]
