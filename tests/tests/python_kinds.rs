@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use memwatch::model::report::{FrameKind, Report, Row};
 use memwatch_tests::binary::can_watch;
-use memwatch_tests::pythons::{self, Held, held, of_debian, of_the_system, pyenv, time_of};
+use memwatch_tests::pythons::{self, Held, given, held, of_debian, of_the_system, pyenv, time_of};
 use memwatch_tests::{Memwatch, Target, need};
 
 /// The Python frames as the program itself writes them.
@@ -44,7 +44,12 @@ fn kinds(python: Result<PathBuf, String>, allocator: Option<&str>) {
     command.env_remove("PYTHONMALLOC");
     command.envs(allocator.map(|name| ("PYTHONMALLOC", name)));
     let mut target = Target::start_command(&mut command);
-    let mut watch = Memwatch::of(&target, &["--min-size", "10000"]);
+    let mut options = vec!["--min-size", "10000"];
+    // Large objects come from libc, but where there is no pymalloc.
+    if pythons::is_free_threaded(&python) {
+        options.extend(["--python", "exact"]);
+    }
+    let mut watch = Memwatch::of(&target, &options);
     let answer = target.values().pop().expect("one truth");
     let report = watch.report_after(time_of(&answer));
     assert!(report.health.complete, "{:?}", report.health.reasons);
@@ -95,4 +100,10 @@ kinds! {
     of_3_12_with_marks = pyenv("3.12"), Some("debug");
     of_the_systems_own_with_marks = of_the_system(), Some("debug");
     of_3_15_with_marks = of_debian("3.15"), Some("malloc_debug");
+}
+
+#[test]
+#[ignore = "needs MEMWATCH_PYTHON"]
+fn of_the_given() {
+    kinds(given(), None);
 }
