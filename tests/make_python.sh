@@ -12,6 +12,7 @@
 #                  before BOLT, stripped, and as a shared library beside it (`PLACE/shared`)
 #   tail-call      clang, no profile, no LTO, --with-tail-call-interp (3.14 and later)
 #   musl           GCC with musl's libc (musl-gcc), linked dynamically
+#   musl-static    the same as one static executable with all modules in it
 #
 # Packages of Debian: build-essential zlib1g-dev libffi-dev; clang-19 lld-19 llvm-19 bolt-19 libclang-rt-19-dev for standalone and tail-call;
 # musl-tools linux-libc-dev for musl. JOBS (2) is how many compilers run at a time. The profile is short: some of CPython's
@@ -64,7 +65,7 @@ tail-call)
     make_all
     install
     ;;
-musl)
+musl | musl-static)
     # musl-gcc says that it makes programs for glibc.
     printf '#!/bin/sh\n[ "$1" = --print-multiarch ] && exec echo x86_64-linux-musl\nexec musl-gcc "$@"\n' > "$place/cc"
     chmod +x "$place/cc"
@@ -72,7 +73,11 @@ musl)
     mkdir -p "$place/include-linux"
     for headers in linux asm-generic; do ln -sfn /usr/include/$headers "$place/include-linux/$headers"; done
     ln -sfn /usr/include/x86_64-linux-gnu/asm "$place/include-linux/asm"
-    CC="$place/cc" CFLAGS="-idirafter $place/include-linux" configure
+    if [ "$kind" = musl-static ]; then
+        export MODULE_BUILDTYPE=static LDFLAGS=-static
+    fi
+    # None of the libraries that pkg-config knows is for musl.
+    CC="$place/cc" CFLAGS="-idirafter $place/include-linux" configure PKG_CONFIG=/bin/false
     make_all
     install
     ;;
