@@ -1,7 +1,7 @@
 //! Python code of every kind: memory that each takes stands with the frames that the interpreter itself shows.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use memwatch::model::report::{FrameKind, Report, Row};
 use memwatch_tests::binary::can_watch;
@@ -37,6 +37,15 @@ fn by_python_stack(report: &Report) -> HashMap<String, Held> {
     sums
 }
 
+/// With all objects of these sizes: they come from libc, but where there is no pymalloc.
+fn watch(python: &Path, target: &Target, sizes: &[&str]) -> Memwatch {
+    let exact: &[&str] = match pythons::is_free_threaded(python) {
+        true => &["--python", "exact"],
+        false => &[],
+    };
+    Memwatch::of(target, &[sizes, exact].concat())
+}
+
 fn kinds(python: Result<PathBuf, String>, allocator: Option<&str>) {
     need!(can_watch());
     let python = need!(python);
@@ -44,12 +53,7 @@ fn kinds(python: Result<PathBuf, String>, allocator: Option<&str>) {
     command.env_remove("PYTHONMALLOC");
     command.envs(allocator.map(|name| ("PYTHONMALLOC", name)));
     let mut target = Target::start_command(&mut command);
-    let mut options = vec!["--min-size", "10000"];
-    // Large objects come from libc, but where there is no pymalloc.
-    if pythons::is_free_threaded(&python) {
-        options.extend(["--python", "exact"]);
-    }
-    let mut watch = Memwatch::of(&target, &options);
+    let mut watch = watch(&python, &target, &["--min-size", "10000"]);
     let answer = target.values().pop().expect("one truth");
     let report = watch.report_after(time_of(&answer));
     assert!(report.health.complete, "{:?}", report.health.reasons);
@@ -107,7 +111,11 @@ fn order(python: Result<PathBuf, String>) {
     need!(can_watch());
     let python = need!(python);
     let mut target = Target::start_command(&mut pythons::command(&python, "py_order.py"));
-    let mut watch = Memwatch::of(&target, &["--min-size", "1234567", "--max-size", "1234800"]);
+    let mut watch = watch(
+        &python,
+        &target,
+        &["--min-size", "1234567", "--max-size", "1234800"],
+    );
     let answer = target.values().pop().expect("one truth");
     let report = watch.report_after(time_of(&answer));
     // The one large block that it keeps.
