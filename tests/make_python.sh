@@ -8,19 +8,19 @@
 #
 #   free-threaded  GCC, --disable-gil, no profile (3.13 and later)
 #   standalone     as python-build-standalone makes them: clang, profile, ThinLTO, BOLT, all modules in one executable, and
-#                  with the interpreter that calls its tail from 3.14 on. `PLACE/bin/python-*` has each step on its way:
-#                  before BOLT, stripped, and as a shared library beside it (`PLACE/shared`)
+#                  with the interpreter that calls its tail from 3.14 on. Two more executables beside it are as before BOLT,
+#                  and stripped. With PROFILE=no in a third of the time
 #   tail-call      clang, no profile, no LTO, --with-tail-call-interp (3.14 and later)
 #   musl           GCC with musl's libc (musl-gcc), linked dynamically
 #   musl-static    the same as one static executable with all modules in it
 #
-# Packages of Debian: build-essential zlib1g-dev libffi-dev; clang-19 lld-19 llvm-19 bolt-19 libclang-rt-19-dev for standalone and tail-call;
-# musl-tools linux-libc-dev for musl. JOBS (2) is how many compilers run at a time. The profile is short: some of CPython's
-# own tests, not all.
+# Packages of Debian: build-essential, zlib1g-dev, libffi-dev; for standalone and tail-call clang-19, lld-19, llvm-19,
+# bolt-19, libclang-rt-19-dev; for musl musl-tools. JOBS (2) is how many compilers run at a time. The profile is short: some
+# of CPython's own tests, not all.
 set -eu
 
 usage() {
-    sed -n 's/^# \{0,1\}//; 2,/^set/p' "$0" | sed '/^set/d' >&2
+    sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 [ $# -eq 3 ] || usage
@@ -87,12 +87,21 @@ standalone)
     3.8 | 3.9 | 3.1[0-3]) interpreter= ;;
     *) interpreter=--with-tail-call-interp ;;
     esac
-    # Also for 3.12 and 3.13, whose `configure` knows no way to have all modules in the executable.
-    export PATH="$llvm:$PATH" CFLAGS="-fPIC -g0" LDFLAGS="-fuse-ld=lld" CC=clang MODULE_BUILDTYPE=static
-    configure ac_cv_prog_cc_g=no --enable-optimizations --with-lto=thin --enable-bolt $interpreter
+    profile=--enable-optimizations
+    [ "${PROFILE:-yes}" = yes ] || profile=
+    # One link after another makes the same code: programs that only the build and the tests need have the interpreter in
+    # them too.
+    export LDFLAGS="-fuse-ld=lld -Wl,--thinlto-cache-dir=$place/lto-cache"
+    # Also for versions whose `configure` knows no way to have all modules in the executable.
+    export PATH="$llvm:$PATH" CFLAGS="-fPIC" CC=clang MODULE_BUILDTYPE=static
+    configure ac_cv_prog_cc_g=no --with-lto=thin --enable-bolt $profile $interpreter
     tests='test_list test_dict test_set test_tuple test_generators test_json test_re test_asyncgen'
     make_all PROFILE_TASK="-m test --pgo --timeout 300 $tests"
     install
+    # The steps on its way: as linked, and as it is given to users.
+    name=python$version
+    cp python.prebolt "$place/bin/$name-before-bolt"
+    strip -o "$place/bin/$name-stripped" "$place/bin/$name"
     ;;
 *)
     usage
