@@ -270,7 +270,12 @@ fn counts(python: Result<PathBuf, String>) {
     let answer = target.values().pop().expect("one truth");
     let report = report_after(&mut watch, time_of(&answer));
     assert_eq!(report.options.python.as_deref(), Some("exact"));
-    assert_eq!(report.options.allocated_only, ["python.mem", "python.object"]);
+    // Where pymalloc was put into nobody, it is not known for whom it works.
+    let domains: &[&str] = match inlined_places(&report).found {
+        0 => &["python.object"],
+        _ => &["python.mem", "python.object"],
+    };
+    assert_eq!(report.options.allocated_only, domains);
     assert_eq!(report.options.estimated, ["python.object"]);
     println!("{:?}", inlined_places(&report));
     let lines = small_allocations(&report, program);

@@ -99,6 +99,32 @@ pub fn stores_of_one(address: u64, code: &[u8]) -> Vec<(u64, u8)> {
         .collect()
 }
 
+/// Calls and jumps through the pointer at `slot`, and through one that is `distance` bytes after what a register holds.
+pub fn calls_through(address: u64, code: &[u8], slot: u64, distance: Option<u32>) -> usize {
+    let calls = |(at, window): (usize, &[u8])| {
+        // `call` and `jmp` are `0xff` with 2 or 4 in the middle of the next byte.
+        let &[0xff, how, a, b, c, d, e] = window else {
+            return false;
+        };
+        let number = [a, b, c, d];
+        match how {
+            0x15 | 0x25 => {
+                let next = address.wrapping_add(at as u64 + 6);
+                next.wrapping_add_signed(i32::from_le_bytes(number).into()) == slot
+            }
+            0x14 | 0x24 => a == 0x25 && u64::from(u32::from_le_bytes([b, c, d, e])) == slot,
+            0x90..=0x93 | 0x95..=0x97 | 0xa0..=0xa3 | 0xa5..=0xa7 => {
+                Some(u32::from_le_bytes(number)) == distance
+            }
+            _ => false,
+        }
+    };
+    code.windows(7)
+        .enumerate()
+        .filter(|window| calls(*window))
+        .count()
+}
+
 /// Where the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls and
 /// jumps do not count.
 pub fn references(address: u64, code: &[u8], target: u64) -> Vec<u64> {
