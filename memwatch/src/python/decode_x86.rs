@@ -207,6 +207,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn calls_through_a_pointer_are_counted_in_every_model() {
+        let count = |code: &[u8], distance| {
+            let code = [code, &[0x90; 8]].concat();
+            calls_through(0x1000, &code, 0x2006, distance)
+        };
+        // call [rip + 0x1000], jmp [rip + 0x1000]
+        assert_eq!(count(&[0xff, 0x15, 0, 0x10, 0, 0], None), 1);
+        assert_eq!(count(&[0xff, 0x25, 0, 0x10, 0, 0], None), 1);
+        // call [rip + 0x1001]; mov rax, [rip + 0x1000]
+        assert_eq!(count(&[0xff, 0x15, 1, 0x10, 0, 0], None), 0);
+        assert_eq!(count(&[0x48, 0x8b, 0x05, 0xff, 0x0f, 0, 0], None), 0);
+        // call [0x2006], jmp [0x2006], call [0x2007]
+        assert_eq!(count(&[0xff, 0x14, 0x25, 6, 0x20, 0, 0], None), 1);
+        assert_eq!(count(&[0xff, 0x24, 0x25, 6, 0x20, 0, 0], None), 1);
+        assert_eq!(count(&[0xff, 0x14, 0x25, 7, 0x20, 0, 0], None), 0);
+        // call [rax + 0x318], jmp [r15 + 0x318]
+        assert_eq!(count(&[0xff, 0x90, 0x18, 3, 0, 0], Some(0x318)), 1);
+        assert_eq!(count(&[0x41, 0xff, 0xa7, 0x18, 3, 0, 0], Some(0x318)), 1);
+        assert_eq!(count(&[0xff, 0x90, 0x18, 3, 0, 0], None), 0);
+        assert_eq!(count(&[0xff, 0x90, 0x20, 3, 0, 0], Some(0x318)), 0);
+        // inc dword ptr [rax + 0x318]
+        assert_eq!(count(&[0xff, 0x80, 0x18, 3, 0, 0], Some(0x318)), 0);
+    }
+
+    #[test]
     fn a_thread_local_variable_is_found_in_every_model() {
         // mov rax, fs:[-0x28]; ret
         let fixed = [0x64, 0x48, 0x8b, 0x04, 0x25, 0xd8, 0xff, 0xff, 0xff, 0xc3];
