@@ -39,9 +39,10 @@ fn by_python_stack(report: &Report) -> HashMap<String, Held> {
 
 /// With all objects of these sizes: they come from libc, but where there is no pymalloc.
 fn watch(python: &Path, target: &Target, sizes: &[&str]) -> Memwatch {
-    let exact: &[&str] = match pythons::is_free_threaded(python) {
-        true => &["--python", "exact"],
-        false => &[],
+    let exact: &[&str] = if pythons::is_free_threaded(python) {
+        &["--python", "exact"]
+    } else {
+        &[]
     };
     Memwatch::of(target, &[sizes, exact].concat())
 }

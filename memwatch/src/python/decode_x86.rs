@@ -101,20 +101,20 @@ pub fn stores_of_one(address: u64, code: &[u8]) -> Vec<(u64, u8)> {
 
 /// Calls and jumps through the pointer at `slot`, and through one that is `distance` bytes after what a register holds.
 pub fn calls_through(address: u64, code: &[u8], slot: u64, distance: Option<u32>) -> usize {
+    // `call` and `jmp` are `0xff` with 2 or 4 in the middle of the next byte.
     let calls = |(at, window): (usize, &[u8])| {
-        // `call` and `jmp` are `0xff` with 2 or 4 in the middle of the next byte.
-        let &[0xff, how, a, b, c, d, e] = window else {
+        let &[0xff, how, ref rest @ ..] = window else {
             return false;
         };
-        let number = [a, b, c, d];
+        let number = |from: usize| Some(u32::from_le_bytes(*rest.get(from..)?.first_chunk()?));
         match how {
-            0x15 | 0x25 => {
+            0x15 | 0x25 => number(0).is_some_and(|distance| {
                 let next = address.wrapping_add(at as u64 + 6);
-                next.wrapping_add_signed(i32::from_le_bytes(number).into()) == slot
-            }
-            0x14 | 0x24 => a == 0x25 && u64::from(u32::from_le_bytes([b, c, d, e])) == slot,
+                next.wrapping_add_signed(distance.cast_signed().into()) == slot
+            }),
+            0x14 | 0x24 => rest[0] == 0x25 && number(1).map(u64::from) == Some(slot),
             0x90..=0x93 | 0x95..=0x97 | 0xa0..=0xa3 | 0xa5..=0xa7 => {
-                Some(u32::from_le_bytes(number)) == distance
+                distance.is_some() && number(0) == distance
             }
             _ => false,
         }
