@@ -24,10 +24,11 @@ pub fn begins(
     registers: Registers<'_>,
 ) {
     let stack = unwind::walk(config, state, slot, &unwind::Start::at(registers));
-    opened(state.instance, stack, registers.numbered(cookie.id()), 0);
+    let asked = asked(state, registers);
+    opened(state.instance, stack, registers.numbered(cookie.id()), asked);
 }
 
-/// How much the caller of the function that just returned was asked for; 0 where that is not known.
+/// How much was asked for, by the place that the thread is at; 0 where that is not known.
 #[inline(always)]
 pub fn asked(state: &ProcessState, registers: Registers<'_>) -> u64 {
     let Some(process) = python::process(state.instance, state.space) else {

@@ -26,7 +26,7 @@ const POOL_SIZE_CLASS: u8 = 36;
 /// `DUMMY_SIZE_IDX`
 const NO_SIZE_CLASS: u32 = 0xffff;
 
-/// References to `_PyObject_Malloc` in code from which on allocation counts as inlined.
+/// References to `_PyObject_Malloc` in code, or calls by the pointer to it, from which on allocation counts as inlined.
 const INLINED: usize = 30;
 
 /// Allocators one on top of the other that are looked through.
@@ -89,6 +89,9 @@ pub struct AllocatorFacts {
     pub inlined: usize,
     /// Where it is inlined, if it is.
     pub sites: InlinedSites,
+    /// How often the code calls pymalloc by the pointer of a domain: what is left of the exported functions where these
+    /// were put into their callers, and pymalloc was not.
+    pub by_pointer: usize,
 }
 
 impl AllocatorFacts {
@@ -114,8 +117,13 @@ impl AllocatorFacts {
         facts.inlined = facts
             .pymalloc
             .map_or(0, |function| code_references(elf, function));
-        if let Some(function) = facts.pymalloc.filter(|_| facts.is_inlined()) {
-            let [_, mem, object] = facts.slots;
+        let [_, mem, object] = facts.slots;
+        facts.by_pointer = [mem, object]
+            .into_iter()
+            .flatten()
+            .map(|slot| calls_through(elf, offsets, slot))
+            .sum();
+        if let Some(function) = facts.pymalloc.filter(|_| facts.inlined > INLINED) {
             let slots = |after: u64| [mem, object].map(|slot| slot.map(|slot| slot + after));
             let mut functions = vec![Allocating {
                 function,
@@ -129,12 +137,15 @@ impl AllocatorFacts {
             }));
             facts.sites = inlined::find(elf, &functions);
         }
-        facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc);
+        let itself = [facts.pymalloc, facts.pymalloc_calloc];
+        facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc)
+            .filter(|function| !itself.contains(&Some(*function)));
         if let Some(function) = facts.new_pool {
             let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| calloc_at_start(raw));
             facts.pool_callers = asked::find(elf, function, [facts.raw, raw_calloc]);
         }
-        if build.version.minor() < FIRST_WITH_NEW_POOL {
+        // A compiler may have put the function into pymalloc, as clang does.
+        if facts.new_pool.is_none() || build.version.minor() < FIRST_WITH_NEW_POOL {
             facts.pool_sites = pool_sites(elf);
             // What that function does is seen when it returns.
             let own = facts.new_pool.and_then(|function| elf.piece_of(function));
@@ -148,7 +159,7 @@ impl AllocatorFacts {
     /// Whether small allocations are made without calling the functions whose names say so. Probes on those then see
     /// next to nothing.
     pub const fn is_inlined(&self) -> bool {
-        self.inlined > INLINED
+        self.inlined > INLINED || self.by_pointer > INLINED
     }
 
     /// The allocator that serves a domain now. `bias` is that of the file.
@@ -258,6 +269,17 @@ fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
 fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
     elf.code_sections()
         .map(|(address, bytes, _)| decode_x86::references(address, bytes, target).len())
+        .sum()
+}
+
+/// How often code calls the function that a slot holds.
+fn calls_through(elf: &ElfBytes<'_>, offsets: &Offsets, slot: u64) -> usize {
+    // A shared library reaches its runtime by a register.
+    let distance = offsets
+        .runtime_allocators
+        .and_then(|_| u32::try_from(slot.wrapping_sub(elf.runtime()?)).ok());
+    elf.code_sections()
+        .map(|(address, bytes, _)| decode_x86::calls_through(address, bytes, slot, distance))
         .sum()
 }
 
