@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::asked::{self, PoolCallers};
+use super::asked::{self, Allocator, PoolCallers, Raw};
 use super::decode_x86;
 use super::file::ElfBytes;
 use super::inlined::{self, Allocating, InlinedSites};
@@ -13,9 +13,10 @@ use super::offsets::{Build, Offsets};
 /// Bytes from one domain's allocator to the next: `ctx`, `malloc`, `calloc`, `realloc`, `free`.
 const ALLOCATOR: u64 = 5 * 8;
 
-/// `malloc` and `calloc` in such a group.
+/// `malloc`, `calloc` and `realloc` in such a group.
 const MALLOC: u64 = 8;
 const CALLOC: u64 = 16;
+const REALLOC: u64 = 24;
 
 /// The minor version since which beginning a pool is always a function of its own.
 const FIRST_WITH_NEW_POOL: u8 = 10;
@@ -142,7 +143,11 @@ impl AllocatorFacts {
             .filter(|function| !itself.contains(&Some(*function)));
         if let Some(function) = facts.new_pool {
             let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| calloc_at_start(raw));
-            facts.pool_callers = asked::find(elf, function, [facts.raw, raw_calloc]);
+            let raw = Raw {
+                functions: [facts.raw, raw_calloc],
+                slots: [raw, raw.map(|malloc| malloc + CALLOC - MALLOC)],
+            };
+            facts.pool_callers = asked::find(elf, function, raw);
         }
         // A compiler may have put the function into pymalloc, as clang does.
         if facts.new_pool.is_none() || build.version.minor() < FIRST_WITH_NEW_POOL {
@@ -152,8 +157,32 @@ impl AllocatorFacts {
             facts
                 .pool_sites
                 .retain(|site| !own.as_ref().is_some_and(|own| own.contains(&site.address)));
+            let realloc = symbol(elf, &["_PyObject_Realloc"]).or_else(|| {
+                at_start(
+                    object
+                        .filter(|_| !build.debug)
+                        .map(|malloc| malloc + REALLOC - MALLOC),
+                )
+            });
+            facts.add_sizes_at_sites(elf, realloc);
         }
         facts
+    }
+
+    fn add_sizes_at_sites(&mut self, elf: &ElfBytes<'_>, realloc: Option<u64>) {
+        let addresses: Vec<u64> = self.pool_sites.iter().map(|site| site.address).collect();
+        let functions = [
+            (self.pymalloc, Allocator::Malloc),
+            (self.pymalloc_calloc, Allocator::Calloc),
+            (realloc, Allocator::Realloc),
+        ];
+        let found = functions
+            .into_iter()
+            .filter_map(|(function, kind)| Some(asked::within(elf, function?, kind, &addresses)));
+        for (address, size) in found.flatten() {
+            let known = self.pool_callers.entry(address).or_default();
+            *known = known.or(size);
+        }
     }
 
     /// Whether small allocations are made without calling the functions whose names say so. Probes on those then see

@@ -2,7 +2,7 @@
 //! keeps what was asked for; but who finds that there is no memory for a pool asks libc for the same size instead, and so
 //! has it somewhere over the call of `allocate_from_new_pool`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use iced_x86::{
     ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Register,
@@ -51,19 +51,30 @@ impl Code for ElfBytes<'_> {
     }
 }
 
-/// `raw` are CPython's own functions that ask libc, for a block and for a cleared one.
-pub fn find(elf: &ElfBytes<'_>, function: u64, [raw, raw_calloc]: [Option<u64>; 2]) -> PoolCallers {
-    let mut allocators = BTreeMap::new();
+/// How CPython asks libc: its functions for a block and for a cleared one, and the pointers to these.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw {
+    pub functions: [Option<u64>; 2],
+    pub slots: [Option<u64>; 2],
+}
+
+/// What is called for memory where there is no pool: functions, and pointers to them, by their addresses.
+fn allocators(elf: &ElfBytes<'_>, raw: Raw) -> BTreeMap<u64, Given> {
+    let exported = ["PyMem_RawMalloc", "PyMem_RawCalloc"].map(|name| Some(elf.symbol(name)?.address));
+    let context = [BEHIND_CONTEXT, COUNTED_BEHIND_CONTEXT];
     let known = [
-        (raw, BEHIND_CONTEXT),
-        (raw_calloc, COUNTED_BEHIND_CONTEXT),
-        (elf.symbol("PyMem_RawMalloc").map(|symbol| symbol.address), PLAIN),
-        (
-            elf.symbol("PyMem_RawCalloc").map(|symbol| symbol.address),
-            COUNTED,
-        ),
+        (raw.functions, context),
+        (raw.slots, context),
+        (exported, [PLAIN, COUNTED]),
     ];
-    allocators.extend(known.into_iter().filter_map(|(at, given)| Some((at?, given))));
+    let known = known
+        .into_iter()
+        .flat_map(|(addresses, given)| addresses.into_iter().zip(given));
+    known.filter_map(|(at, given)| Some((at?, given))).collect()
+}
+
+pub fn find(elf: &ElfBytes<'_>, function: u64, raw: Raw) -> PoolCallers {
+    let allocators = allocators(elf, raw);
     elf.code_sections()
         .flat_map(|(address, bytes, _)| decode_x86::calls(address, bytes, function))
         .take(MOST_CALLERS)
@@ -81,6 +92,89 @@ pub fn by_other(elf: &ElfBytes<'_>, next: u64, cleared: bool) -> Option<SizeAt> 
     };
     let allocators = BTreeMap::new();
     Ways::new(elf, &allocators, Some(given)).size(next, Registers::new())
+}
+
+/// A function of pymalloc: what it is given behind its context.
+#[derive(Clone, Copy, Debug)]
+pub enum Allocator {
+    /// A size.
+    Malloc,
+    /// A number and a size.
+    Calloc,
+    /// A block and a size.
+    Realloc,
+}
+
+/// Where a function of pymalloc has the size at the given addresses in it.
+pub fn within(elf: &ElfBytes<'_>, function: u64, kind: Allocator, addresses: &[u64]) -> PoolCallers {
+    let argument = |register| Value::plain(Held::In(Place::Register(register)));
+    let (second, third) = (argument(6), argument(2));
+    let states = states(elf, function);
+    let size_at = |address: &u64| {
+        let state = states.get(address)?;
+        let place = |value| state.place_of(value);
+        match kind {
+            Allocator::Malloc => place(second).map(SizeAt::In),
+            Allocator::Calloc => {
+                let product = second.times(third).and_then(place).map(SizeAt::In);
+                product.or_else(|| Some(SizeAt::Product(place(second)?, place(third)?)))
+            }
+            Allocator::Realloc => place(third).map(SizeAt::In),
+        }
+    };
+    addresses
+        .iter()
+        .map(|address| (*address, size_at(address)))
+        .collect()
+}
+
+/// What registers hold before each instruction of a function, on whichever way it is come to.
+fn states(code: &impl Code, function: u64) -> BTreeMap<u64, Registers> {
+    let mut info = InstructionInfoFactory::new();
+    let mut states = BTreeMap::from([(function, Registers::new())]);
+    let mut due = vec![function];
+    for _ in 0..ALL_STEPS * 4 {
+        let Some(at) = due.pop() else { return states };
+        let (Some(instruction), Some(state)) = (instruction(code, at), states.get(&at)) else {
+            continue;
+        };
+        let mut state = state.clone();
+        let (next, target) = (instruction.next_ip(), instruction.near_branch_target());
+        let ways = match instruction.flow_control() {
+            FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => [Some(next), None],
+            FlowControl::ConditionalBranch => [Some(next), Some(target)],
+            FlowControl::UnconditionalBranch => [Some(target), None],
+            _ => continue,
+        };
+        if matches!(
+            instruction.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall
+        ) {
+            state.forget_after_call();
+        } else {
+            state.step(&instruction, &mut info);
+        }
+        for way in ways.into_iter().flatten() {
+            let changed = match states.entry(way) {
+                Entry::Vacant(entry) => {
+                    entry.insert(state.clone());
+                    true
+                }
+                Entry::Occupied(mut known) => known.get_mut().join(&state),
+            };
+            if changed {
+                due.push(way);
+            }
+        }
+    }
+    // There is more to it than was followed.
+    BTreeMap::new()
+}
+
+fn instruction(code: &impl Code, at: u64) -> Option<Instruction> {
+    let decoder = Decoder::with_ip(64, code.bytes_at(at)?, at, DecoderOptions::NONE);
+    let instruction = decoder.into_iter().next()?;
+    (!instruction.is_invalid()).then_some(instruction)
 }
 
 /// In which of the arguments a function is told how much memory to give.
@@ -152,7 +246,7 @@ impl<'a, C: Code> Ways<'a, C> {
             if self.steps >= ALL_STEPS {
                 return;
             }
-            let Some(instruction) = self.instruction(next) else {
+            let Some(instruction) = instruction(self.code, next) else {
                 return;
             };
             if let Some(given) = self.allocates(&instruction) {
@@ -188,22 +282,18 @@ impl<'a, C: Code> Ways<'a, C> {
                 own.or_else(|| by_name(self.code.behind_stub(target)?))
             }
             FlowControl::IndirectCall | FlowControl::IndirectBranch => {
-                let named = instruction
-                    .is_ip_rel_memory_operand()
-                    .then(|| self.code.import(instruction.memory_displacement64()))
-                    .flatten();
+                let fixed =
+                    instruction.is_ip_rel_memory_operand() || instruction.memory_base() == Register::None;
+                let pointer = instruction.memory_displacement64();
+                let own = self.allocators.get(&pointer).copied().filter(|_| fixed);
+                if own.is_some() {
+                    return own;
+                }
+                let named = self.code.import(pointer).filter(|_| fixed);
                 named.map_or(self.unnamed, by_name)
             }
             _ => None,
         }
-    }
-
-    fn instruction(&self, at: u64) -> Option<Instruction> {
-        let code = self.code.bytes_at(at)?;
-        let instruction = Decoder::with_ip(64, code, at, DecoderOptions::NONE)
-            .into_iter()
-            .next()?;
-        (!instruction.is_invalid()).then_some(instruction)
     }
 }
 
@@ -306,6 +396,40 @@ mod tests {
         assert_eq!(parted(&[0xbf, 1, 0, 0, 0]), Some(RBX));
         // mov rdi, rcx: nobody knows what is in it after a call.
         assert_eq!(parted(&[0x48, 0x89, 0xcf]), None);
+    }
+
+    #[test]
+    fn a_size_is_followed_through_a_function() {
+        let at = |code: &[&[u8]], address| {
+            let given = Value::plain(Held::In(Place::Register(6)));
+            states(&Made(code.concat()), 0x1000)
+                .get(&address)
+                .and_then(|state| state.place_of(given))
+        };
+        // push rbx; mov rbx, rsi; xor esi, esi; call elsewhere; nop
+        let code: [&[u8]; 5] = [
+            &[0x53],
+            &[0x48, 0x89, 0xf3],
+            &[0x31, 0xf6],
+            &call(6, 0x9200),
+            &[0x90],
+        ];
+        assert_eq!(at(&code, 0x100b), Some(Place::Register(3)));
+        // mov [rsp - 8], rsi; sub rsp, 16; xor esi, esi; nop
+        let code: [&[u8]; 4] = [
+            &[0x48, 0x89, 0x74, 0x24, 0xf8],
+            &[0x48, 0x83, 0xec, 0x10],
+            &[0x31, 0xf6],
+            &[0x90],
+        ];
+        assert_eq!(at(&code, 0x100b), Some(Place::Memory(4, 8)));
+        // test rdi, rdi; je +2; xor esi, esi; nop: it is there on one way only.
+        let code: [&[u8]; 4] = [&[0x48, 0x85, 0xff], &[0x74, 0x02], &[0x31, 0xf6], &[0x90]];
+        assert_eq!(at(&code, 0x1005), Some(Place::Register(6)));
+        assert_eq!(at(&code, 0x1007), None);
+        // A loop: dec rsi; jne -5; nop
+        let code: [&[u8]; 3] = [&[0x48, 0xff, 0xce], &[0x75, 0xfb], &[0x90]];
+        assert_eq!(at(&code, 0x1000), None);
     }
 
     #[test]

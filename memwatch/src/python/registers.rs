@@ -10,6 +10,9 @@ pub const KEPT_BY_CALLS: [u8; 6] = [3, 5, 12, 13, 14, 15];
 
 const STACK_POINTER: usize = 4;
 
+/// What the stack pointer held.
+const STACK: Held = Held::In(Place::Register(STACK_POINTER as u8));
+
 /// Bytes of a register.
 const WORD: i64 = 8;
 
@@ -92,6 +95,45 @@ impl Registers {
                 *value = None;
             }
         }
+    }
+
+    /// What is the same here and there. Says whether that is less than it was here.
+    pub fn join(&mut self, there: &Self) -> bool {
+        let mut less = false;
+        let mut same = |here: &mut Option<Value>, there: Option<Value>| {
+            if here.is_some() && *here != there {
+                *here = None;
+                less = true;
+            }
+        };
+        for (here, there) in self.values.iter_mut().zip(there.values) {
+            same(here, there);
+        }
+        same(&mut self.tested, there.tested);
+        for (place, here) in &mut self.stored {
+            same(here, there.stored.get(place).copied().flatten());
+        }
+        for place in there.stored.keys() {
+            if !self.stored.contains_key(place) {
+                self.stored.insert(*place, None);
+                less = true;
+            }
+        }
+        less
+    }
+
+    /// Where a value is now: in a register, or on the stack.
+    pub fn place_of(&self, value: Value) -> Option<Place> {
+        let register = self.values.iter().position(|held| *held == Some(value));
+        if let Some(register) = register {
+            return Some(Place::Register(register as u8));
+        }
+        let stack = self.values[STACK_POINTER].filter(|stack| stack.held == STACK)?;
+        let mut stored = self.stored.iter();
+        let ((_, at), _) = stored
+            .find(|((register, _), held)| usize::from(*register) == STACK_POINTER && **held == Some(value))?;
+        let distance = i16::try_from(at.wrapping_sub(stack.plus)).ok()?;
+        Some(Place::Memory(STACK_POINTER as u8, distance))
     }
 
     pub fn get(&self, register: Register) -> Option<Value> {
