@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_user};
 use memwatch_common::{
-    Config, Cookie, Counter, Domain, Function, LiveValue, ProcessState, limits::MAX_IN_FLIGHT,
-    python::POOL_BYTES,
+    Config, Cookie, Counter, Domain, Function, LiveValue, ProcessState, cookie::FLAG_POOL,
+    limits::MAX_IN_FLIGHT, python::POOL_BYTES,
 };
 
 use crate::{
@@ -103,7 +103,12 @@ pub fn finish(
     if cookie.function() == PYTHON_POOL {
         let block = registers.result();
         if block != 0 {
-            pool::opened(state.instance, call.stack, block & !(POOL_BYTES - 1));
+            let inside = if cookie.has_flag(FLAG_POOL) {
+                0
+            } else {
+                POOL_BYTES - 1
+            };
+            pool::opened(state.instance, call.stack, block & !inside);
         }
         if index == 0 {
             live::forget_inner(slot);
