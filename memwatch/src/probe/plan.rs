@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use memwatch_common::cookie::FLAG_GLIBC;
+use memwatch_common::cookie::{FLAG_GLIBC, FLAG_POOL};
 use memwatch_common::{Cookie, Domain, Function};
 
 use super::forward_x86::{self, Mode, Target};
@@ -163,7 +163,11 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
     }
     let python = python_file(symbols, bytes, &plan.module, *abilities);
     let inlined = python.as_ref().filter(|python| python.allocator.is_inlined());
-    let candidates = place_all(symbols, bytes, *abilities, inlined.is_some(), &mut plan);
+    let own = python.as_ref().map_or(Own::default(), |python| Own {
+        inlined: python.allocator.is_inlined(),
+        mimalloc: python.free_threaded,
+    });
+    let candidates = place_all(symbols, bytes, *abilities, own, &mut plan);
     let forwards = forwards(symbols, bytes, &candidates);
     let (mut allocates, mut frees) = (false, false);
     for candidate in candidates {
@@ -238,11 +242,20 @@ fn chosen(function: &FoundFunction) -> &'static Known {
     function.names[0]
 }
 
+/// What the CPython in a file has of its own.
+#[derive(Clone, Copy, Default)]
+struct Own {
+    /// Its allocator was put into its callers.
+    inlined: bool,
+    /// All its objects are in a mimalloc that nobody else asks.
+    mimalloc: bool,
+}
+
 fn place_all<'a>(
     symbols: &'a ModuleSymbols,
     bytes: &[u8],
     abilities: Abilities,
-    inlined: bool,
+    own: Own,
     plan: &mut ModulePlan,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
@@ -252,10 +265,14 @@ fn place_all<'a>(
             if !abilities.python {
                 continue;
             }
-            if inlined {
+            if own.inlined {
                 plan.skip(known.name, INLINED_PYTHON);
                 continue;
             }
+        }
+        if own.mimalloc && known.family == Family::Mimalloc {
+            plan.skip(known.name, OWN_MIMALLOC);
+            continue;
         }
         for other in function
             .names
@@ -294,7 +311,8 @@ fn python_file(
     abilities: Abilities,
 ) -> Option<PythonFile> {
     let python = |function: &FoundFunction| chosen(function).family == Family::Python;
-    let wanted = abilities.python || abilities.pools;
+    let mimalloc = |function: &FoundFunction| chosen(function).family == Family::Mimalloc;
+    let wanted = abilities.python || abilities.pools || symbols.functions.iter().any(mimalloc);
     if !wanted || !symbols.functions.iter().any(python) {
         return None;
     }
@@ -305,6 +323,17 @@ fn python_file(
 fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abilities: Abilities) -> Vec<Point> {
     if !abilities.pools || abilities.python && !file.allocator.is_inlined() {
         return Vec::new();
+    }
+    if file.free_threaded {
+        let page = file.fresh_page.and_then(|address| {
+            let point = new_pool_point(symbols, bytes, address, abilities)?;
+            Some(Point {
+                symbol: "mimalloc (a page begins)",
+                flags: FLAG_POOL,
+                ..point
+            })
+        });
+        return page.into_iter().collect();
     }
     let sites = file.allocator.pool_sites.iter();
     let function = file.allocator.new_pool.into_iter();
@@ -363,6 +392,8 @@ fn pool_site_point(symbols: &ModuleSymbols, site: &PoolSite) -> Option<Point> {
         },
     })
 }
+
+const OWN_MIMALLOC: &str = "of CPython's own mimalloc, which none but CPython asks";
 
 const INLINED_PYTHON: &str =
     "its code was put into its callers when this CPython was built: the calls that are left are few";

@@ -7,6 +7,7 @@
 //! [`PythonLayout`]: memwatch_common::PythonLayout
 
 pub mod allocator;
+pub mod classes;
 pub mod code;
 mod copied;
 mod decode_x86;
@@ -19,6 +20,7 @@ pub mod layout;
 pub mod lines;
 pub mod memory;
 pub mod merge;
+pub mod mimalloc;
 pub mod offsets;
 pub mod pool_sites;
 pub mod pymalloc;

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
 
-use super::pymalloc::{Pool, SIZE_CLASSES, block_bytes};
+use super::classes::CLASSES;
+use super::pymalloc::Pool;
 use crate::collect::sample::{ClassBytes, ClassUse};
 
 /// A stack's small objects.
@@ -56,7 +57,10 @@ impl PoolSites {
             };
             let known = before.remove(&pool.address);
             // A size class never changes while a pool is in use.
-            let same = |known: &Held| known.opened == now.opened && known.pool.size_class == pool.size_class;
+            let same = |known: &Held| {
+                let of = |held: &Held| (held.opened, held.pool.size_class, held.pool.block_bytes);
+                of(known) == of(&now)
+            };
             let had = match known {
                 Some(known) if same(&known) => known.pool.in_use,
                 Some(known) => {
@@ -94,8 +98,8 @@ impl PoolSites {
     }
 
     /// How the process uses its size classes.
-    pub fn uses(&self) -> [ClassUse; SIZE_CLASSES] {
-        let mut uses = [ClassUse::default(); SIZE_CLASSES];
+    pub fn uses(&self) -> [ClassUse; CLASSES] {
+        let mut uses = [ClassUse::default(); CLASSES];
         for ((class, stack), bytes) in &self.classes {
             if let Some(used) = uses.get_mut(usize::from(*class)) {
                 used.bytes += bytes;
@@ -134,7 +138,7 @@ impl PoolSites {
         let (stack, class) = (held.opened.stack, held.pool.size_class);
         self.site(stack).change(&held.pool, from, to);
         let bytes = self.classes.entry((class as u8, stack)).or_default();
-        let size = block_bytes(class);
+        let size = held.pool.block_bytes;
         *bytes = (*bytes + to * size).saturating_sub(from * size);
     }
 
@@ -152,7 +156,7 @@ impl PoolSites {
 
 impl PoolSite {
     fn change(&mut self, pool: &Pool, from: u64, to: u64) {
-        let size = block_bytes(pool.size_class);
+        let size = pool.block_bytes;
         let totals = &mut self.totals;
         let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
         totals.alloc_objects += more;
@@ -166,6 +170,7 @@ impl PoolSite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::python::pymalloc::block_bytes;
 
     const A: u64 = 0x7f00_0000_0000;
     const B: u64 = 0x7f00_0000_4000;
@@ -174,6 +179,7 @@ mod tests {
         Pool {
             address,
             size_class,
+            block_bytes: block_bytes(size_class),
             in_use,
         }
     }
