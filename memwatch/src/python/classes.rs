@@ -103,8 +103,13 @@ pub const fn spare(class: u8, bytes: u64) -> u64 {
             let most = block - shared_bytes(size - 1) - 1;
             bytes / block * most.saturating_sub(SPARE)
         }
-        // Pages of 4 KiB, and from 512 KiB on an eighth at most.
-        Kind::Alone => bytes / 8,
+        // Their pages are multiples of 64 KiB, above 512 KiB of that; above 8 MiB the block was rounded before.
+        Kind::Alone => match class - FIRST_ALONE {
+            0 => bytes / 3,
+            1 | 4 => bytes / 4,
+            3 => bytes / 2,
+            _ => bytes / 8,
+        },
     }
 }
 
@@ -150,7 +155,7 @@ mod tests {
                 assert!(!is_in_bucket(class, size_bucket(words * 8) + 1));
             }
         }
-        for bytes in [SHARED_BYTES + 4096, 1 << 20, 16 << 20, 1 << 30, u64::MAX] {
+        for bytes in [SHARED_BYTES + 4096, 1 << 20, 16 << 20, u64::MAX] {
             let class = of_page(0, bytes).unwrap();
             assert!(seen.insert(class), "{bytes}");
             assert!(!is_shared(class));
@@ -172,10 +177,26 @@ mod tests {
             assert!(block - 15 - spare(class, block) <= asked, "{block}");
             assert_eq!(spare(class, block * 10), 10 * spare(class, block));
         }
-        assert_eq!((0..FIRST_OF_PAGES).map(|class| spare(class, 1 << 20)).sum::<u64>(), 0);
-        // 512 KiB and one byte takes 576 KiB.
-        let class = of_page(2, 576 << 10).unwrap();
-        assert!(spare(class, 576 << 10) + 15 >= (64 << 10) - 1);
+        assert_eq!(
+            (0..FIRST_OF_PAGES)
+                .map(|class| spare(class, 1 << 20))
+                .sum::<u64>(),
+            0
+        );
+        // As `mi_segments_page_alloc` and `_mi_os_good_alloc_size` round.
+        for asked in (17..=400)
+            .map(|slices| (slices << 16) / 2 + 1)
+            .filter(|asked| *asked > SHARED_BYTES)
+        {
+            let step = match asked {
+                ..=0x8_0000 => 64 << 10,
+                0x8_0001..=0x80_0000 => 512 << 10,
+                _ => 1 << 20,
+            };
+            let takes = u64::next_multiple_of(asked, step);
+            let class = of_page(2, takes).unwrap();
+            assert!(takes - spare(class, takes) <= asked, "{asked}");
+        }
     }
 
     #[test]

@@ -70,10 +70,7 @@ impl PythonFile {
             version,
             debug,
             free_threaded: build.free_threaded,
-            fresh_page: build
-                .free_threaded
-                .then(|| mimalloc::fresh_page(&elf))
-                .flatten(),
+            fresh_page: build.free_threaded.then(|| mimalloc::fresh_page(&elf)).flatten(),
             code_type: elf.symbol("PyCode_Type").map(|symbol| symbol.address),
             thread_state: thread_state(&elf),
             domains: domains::of(&elf, &allocator, native.whole_file()),
@@ -212,11 +209,7 @@ impl Interpreter {
 
     /// All pools with blocks in use, now; in free-threaded builds the pages of mimalloc. `known` are some of these that
     /// were taken into use.
-    pub fn pools(
-        &self,
-        known: impl IntoIterator<Item = u64>,
-        memory: &impl Memory,
-    ) -> Result<pymalloc::Pools, PoolsError> {
+    pub fn pools(&self, known: &[u64], memory: &impl Memory) -> Result<pymalloc::Pools, PoolsError> {
         if self.build.free_threaded {
             let layout = mimalloc::Layout::of(self.build).ok_or(PoolsError::Unknown)?;
             let runtime = self.file.runtime.wrapping_add(self.bias);

@@ -95,7 +95,7 @@ impl Pools {
             );
         }
         // What is read changes meanwhile.
-        if (0..TRIES).all(|_| interpreter.pools([], memory).is_err()) {
+        if (0..TRIES).all(|_| interpreter.pools(&[], memory).is_err()) {
             return Some(
                 "Python objects are not shown: mimalloc's pages are not as this memwatch knows them from 3.13 and 3.14.0 to 3.14.7 (--python exact shows them if its allocator is not inlined)",
             );
@@ -156,7 +156,7 @@ impl Pools {
             .filter_map(|instance| {
                 let (interpreter, memory) = names.process(*instance)?;
                 let known = known.remove(instance).unwrap_or_default();
-                Some((*instance, interpreter.pools(known, memory).ok()?.pools))
+                Some((*instance, interpreter.pools(&known, memory).ok()?.pools))
             })
             .collect();
         // After the pools themselves: one that was opened meanwhile is not taken for an old one.

@@ -7,6 +7,7 @@
 
 mod fresh;
 mod heaps;
+pub mod made_up;
 mod read;
 mod segment;
 mod table;

@@ -24,7 +24,7 @@ const MOST_FREED_BYTES: u64 = 64 << 20;
 pub fn read(
     layout: Layout,
     states: &[ThreadState],
-    known: impl IntoIterator<Item = u64>,
+    known: &[u64],
     memory: &impl Memory,
 ) -> Result<Pools, PoolsError> {
     let layout = heaps::fitting(layout, states, memory)?;
@@ -43,7 +43,7 @@ pub fn read(
     for list in &abandoned {
         walk.add_abandoned(*list);
     }
-    known.into_iter().for_each(|head| walk.add(head));
+    known.iter().for_each(|head| walk.add(*head));
     walk.follow()?;
     // Threads that ended meanwhile left theirs.
     for list in &abandoned {
@@ -104,7 +104,9 @@ impl<M: Memory> Walk<'_, M> {
     fn follow(&mut self) -> Result<(), PoolsError> {
         while let Some(address) = self.todo.pop() {
             // It may be gone by now.
-            let Some(segment) = self.segment(address) else { continue };
+            let Some(segment) = self.segment(address) else {
+                continue;
+            };
             self.take(&segment);
         }
         // Every thread has a segment.
@@ -167,7 +169,9 @@ impl<M: Memory> Walk<'_, M> {
             return 0;
         };
         let next = |block: u64| {
-            let inside = block.checked_sub(page.start).filter(|inside| *inside < page.bytes)?;
+            let inside = block
+                .checked_sub(page.start)
+                .filter(|inside| *inside < page.bytes)?;
             if read == 0 {
                 return self.memory.u64(block).ok();
             }

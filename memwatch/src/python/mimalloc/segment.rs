@@ -79,7 +79,8 @@ impl Segment {
     }
 
     pub fn size(&self) -> u64 {
-        self.word(self.layout.segment_slice_count).saturating_mul(SLICE_BYTES)
+        self.word(self.layout.segment_slice_count)
+            .saturating_mul(SLICE_BYTES)
     }
 
     /// `None` for what is no segment.
