@@ -22,8 +22,8 @@ pub enum Function {
     PosixMemalign = 7,
     /// `f(size) -> block`, rounded up to whole pages
     Pvalloc = 8,
-    /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool. With [`FLAG_POOL`]
-    /// mimalloc's function for a page, which gives the page's head.
+    /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool. The id says how many
+    /// low bits of a pool's address are 0. With 0 it is mimalloc's `f(heap, size) -> page`, which gives the pool itself.
     PythonPool = 9,
     /// CPython hands out a small block here: a place at which its allocator was inlined, or the allocator itself. The id
     /// says how large the block is, see [`crate::python::SizeAt`].
@@ -97,9 +97,6 @@ pub const FLAG_IF_EQUAL: u8 = 2;
 
 /// The size is the product of two registers, see [`crate::python::SizeAt`].
 pub const FLAG_PRODUCT: u8 = 4;
-
-/// The function gives the pool's own address, and no block in it.
-pub const FLAG_POOL: u8 = 8;
 
 /// `function | domain << 8 | flags << 16 | id << 24 | generation << 32 | place << 52`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -207,9 +207,11 @@ pub struct OpenedPool {
     pub stack: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub born_ns: u64,
+    /// How many bytes the first block was asked for with, as far as that is known: anything else may be here.
+    pub asked: u64,
 }
 
-const _: () = assert!(size_of::<OpenedPool>() == 16);
+const _: () = assert!(size_of::<OpenedPool>() == 24);
 
 /// Where a probe on [`crate::Function::PythonSmall`] finds how many bytes are asked for. Registers are numbered as x86-64
 /// does: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15.

@@ -2,8 +2,7 @@
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_user};
 use memwatch_common::{
-    Config, Cookie, Counter, Domain, Function, LiveValue, ProcessState, cookie::FLAG_POOL,
-    limits::MAX_IN_FLIGHT, python::POOL_BYTES,
+    Config, Cookie, Counter, Domain, Function, LiveValue, ProcessState, limits::MAX_IN_FLIGHT,
 };
 
 use crate::{
@@ -103,12 +102,10 @@ pub fn finish(
     if cookie.function() == PYTHON_POOL {
         let block = registers.result();
         if block != 0 {
-            let inside = if cookie.has_flag(FLAG_POOL) {
-                0
-            } else {
-                POOL_BYTES - 1
-            };
-            pool::opened(state.instance, call.stack, block & !inside);
+            // mimalloc's function is told the size.
+            let asked = if cookie.id() == 0 { call.bytes } else { 0 };
+            let pool = block & !0 << (cookie.id() & 63);
+            pool::opened(state.instance, call.stack, pool, asked);
         }
         if index == 0 {
             live::forget_inner(slot);

@@ -47,7 +47,8 @@ pub fn of(function: u8, registers: Registers<'_>) -> Request {
             request.bytes = c;
         }
         PVALLOC => request.bytes = a.wrapping_add(4095) & !4095,
-        PYTHON_POOL => request.bytes = 0,
+        // For pymalloc it is no size.
+        PYTHON_POOL => request.bytes = b,
         _ => {}
     }
     request

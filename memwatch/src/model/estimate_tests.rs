@@ -120,7 +120,14 @@ impl Heap {
         }
         if let Some(stack) = stack {
             let born_ns = self.clock;
-            self.opened.insert(pool.address, OpenedPool { stack, born_ns });
+            self.opened.insert(
+                pool.address,
+                OpenedPool {
+                    stack,
+                    born_ns,
+                    asked: 0,
+                },
+            );
         }
         partly.push(at);
         at

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use memwatch_common::cookie::{FLAG_GLIBC, FLAG_POOL};
+use memwatch_common::cookie::FLAG_GLIBC;
 use memwatch_common::{Cookie, Domain, Function};
 
 use super::forward_x86::{self, Mode, Target};
@@ -14,6 +14,7 @@ use super::symbols::{FoundFunction, Import, Machine, ModuleSymbols, SymbolError}
 use crate::model::report::{InlinedNote, ProbeNote};
 use crate::python::allocator::PoolSite;
 use crate::python::interpreter::PythonFile;
+use crate::python::pymalloc::Geometry;
 
 /// What the running kernel can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,10 +327,10 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
     }
     if file.free_threaded {
         let page = file.fresh_page.and_then(|address| {
-            let point = new_pool_point(symbols, bytes, address, abilities)?;
+            let point = new_pool_point(symbols, bytes, file, address, abilities)?;
             Some(Point {
                 symbol: "mimalloc (a page begins)",
-                flags: FLAG_POOL,
+                id: 0,
                 ..point
             })
         });
@@ -338,7 +339,7 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
     let sites = file.allocator.pool_sites.iter();
     let function = file.allocator.new_pool.into_iter();
     function
-        .filter_map(|address| new_pool_point(symbols, bytes, address, abilities))
+        .filter_map(|address| new_pool_point(symbols, bytes, file, address, abilities))
         .chain(sites.filter_map(|site| pool_site_point(symbols, site)))
         .collect()
 }
@@ -346,6 +347,7 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
 fn new_pool_point(
     symbols: &ModuleSymbols,
     bytes: &[u8],
+    file: &PythonFile,
     address: u64,
     abilities: Abilities,
 ) -> Option<Point> {
@@ -364,7 +366,7 @@ fn new_pool_point(
         function: Function::PythonPool,
         domain: Domain::PythonObject,
         flags: 0,
-        id: 0,
+        id: Geometry::of(file.version).pool_bytes.trailing_zeros() as u8,
         needs_return: true,
         required: false,
         placement,

@@ -113,6 +113,20 @@ pub const fn spare(class: u8, bytes: u64) -> u64 {
     }
 }
 
+/// Whether a block of a class that takes so much may have been asked for with `asked` bytes.
+pub fn fits(class: usize, takes: u64, asked: u64) -> bool {
+    let Ok(class) = u8::try_from(class) else {
+        return false;
+    };
+    let least = match kind(class) {
+        Kind::Pymalloc(_) => takes.saturating_sub(pymalloc::ALIGNMENT),
+        Kind::Shared(0) => 0,
+        Kind::Shared(size) => shared_bytes(size - 1),
+        Kind::Alone => takes / 2,
+    };
+    asked > least && asked <= takes
+}
+
 /// Whether blocks of a class count in a bucket of sizes.
 pub const fn is_in_bucket(class: u8, bucket: usize) -> bool {
     let class_bucket = match kind(class) {

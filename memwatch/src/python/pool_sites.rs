@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
 
-use super::classes::CLASSES;
+use super::classes::{self, CLASSES};
 use super::pymalloc::Pool;
 use crate::collect::sample::{ClassBytes, ClassUse};
 
@@ -26,12 +26,25 @@ struct Held {
     pool: Pool,
 }
 
+impl Held {
+    /// What each block was asked for with: what the first one was, or what a block takes where that is not known.
+    fn asked(&self) -> u64 {
+        let takes = self.pool.block_bytes;
+        let asked = self.opened.asked;
+        if classes::fits(self.pool.size_class, takes, asked) {
+            asked
+        } else {
+            takes
+        }
+    }
+}
+
 /// The pools of one process, and what is known of its stacks by them.
 #[derive(Debug, Default)]
 pub struct PoolSites {
     held: HashMap<u64, Held>,
     sites: HashMap<u64, PoolSite>,
-    /// Bytes in use by size class and the stack that opened the pools; 0 where none is left.
+    /// Bytes that blocks in use take, by size class and the stack that opened the pools; 0 where none is left.
     classes: BTreeMap<(u8, u64), u64>,
 }
 
@@ -39,6 +52,7 @@ pub struct PoolSites {
 const BEFORE: OpenedPool = OpenedPool {
     stack: STACK_BEFORE,
     born_ns: 0,
+    asked: 0,
 };
 
 impl PoolSites {
@@ -109,7 +123,7 @@ impl PoolSites {
         uses
     }
 
-    /// When each pool of a known stack was opened: stack, time, blocks and bytes.
+    /// When each pool of a known stack was opened: stack, time, blocks and bytes that these were asked for with.
     pub fn ages(&self) -> impl Iterator<Item = (u64, u64, u64, u64)> {
         let known = self.held.values().filter(|held| held.opened != BEFORE);
         known.map(|held| {
@@ -118,7 +132,7 @@ impl PoolSites {
                 held.opened.stack,
                 held.opened.born_ns,
                 pool.in_use,
-                pool.bytes_in_use(),
+                pool.in_use * held.asked(),
             )
         })
     }
@@ -136,7 +150,7 @@ impl PoolSites {
 
     fn change(&mut self, held: &Held, from: u64, to: u64) {
         let (stack, class) = (held.opened.stack, held.pool.size_class);
-        self.site(stack).change(&held.pool, from, to);
+        self.site(stack).change(held.asked(), from, to);
         let bytes = self.classes.entry((class as u8, stack)).or_default();
         let size = held.pool.block_bytes;
         *bytes = (*bytes + to * size).saturating_sub(from * size);
@@ -155,8 +169,7 @@ impl PoolSites {
 }
 
 impl PoolSite {
-    fn change(&mut self, pool: &Pool, from: u64, to: u64) {
-        let size = pool.block_bytes;
+    fn change(&mut self, size: u64, from: u64, to: u64) {
         let totals = &mut self.totals;
         let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
         totals.alloc_objects += more;
@@ -187,7 +200,17 @@ mod tests {
     fn opened(pools: &[(u64, u64, u64)]) -> HashMap<u64, OpenedPool> {
         pools
             .iter()
-            .map(|&(address, stack, born_ns)| (address, OpenedPool { stack, born_ns }))
+            .map(|&(address, stack, born_ns)| {
+                let asked = 0;
+                (
+                    address,
+                    OpenedPool {
+                        stack,
+                        born_ns,
+                        asked,
+                    },
+                )
+            })
             .collect()
     }
 
@@ -209,6 +232,30 @@ mod tests {
         assert_eq!(inuse(&sites, 7), (640, 10, 1));
         assert_eq!(inuse(&sites, 8), (80, 5, 1));
         assert_eq!(sites.sites[&7].totals.sizes[size_bucket(64)], 10);
+    }
+
+    #[test]
+    fn a_block_with_a_page_of_its_own_is_as_large_as_it_was_asked_for_with() {
+        let mut sites = PoolSites::default();
+        let page = |address, block_bytes: u64| Pool {
+            address,
+            size_class: classes::of_page(0, block_bytes).unwrap().into(),
+            block_bytes,
+            in_use: 1,
+        };
+        let mut by = opened(&[(A, 7, 100), (B, 7, 200)]);
+        by.entry(A).or_default().asked = 200_704;
+        // From another time.
+        by.entry(B).or_default().asked = 100_000;
+        sites
+            .update(&[page(A, 256 << 10), page(B, 512 << 10)], &by)
+            .for_each(drop);
+        assert_eq!(inuse(&sites, 7), (200_704 + (512 << 10), 2, 2));
+        let taken: u64 = sites.classes(7).iter().map(|class| class.bytes).sum();
+        assert_eq!(taken, (256 << 10) + (512 << 10));
+        // Another block at the same place.
+        sites.update(&[page(A, 1 << 20)], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (1 << 20, 1, 1));
     }
 
     #[test]
