@@ -297,3 +297,46 @@ fn heads_that_make_no_sense_are_counted_and_the_rest_is_read() {
     let found = Process::new(&layout(), &pages[..4]).read(&[]);
     assert_eq!(found, Err(PoolsError::Implausible));
 }
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    }
+}
+
+/// What is read while a program runs can be any mixture of what was there before and after.
+#[test]
+fn whatever_a_segment_holds_no_page_has_more_than_fits() {
+    let pages: Vec<MadePage> = (0..200).map(|n| page((n % 4) as u8, 64, n + 1)).collect();
+    let whole = made_up::segment(&layout(), A, SECRET, 0, &pages);
+    let (mut random, mut read, mut refused) = (Random(0x9E37_79B9_7F4A_7C15), 0, 0);
+    for round in 0..400 {
+        let mut segment = whole.clone();
+        for _ in 0..1 + round / 4 {
+            // Not the head of the segment: that never changes.
+            let heads = page_head(&layout(), 0, 1) as usize;
+            let at = heads + random.below((segment.len() - heads) as u64) as usize;
+            segment[at] = random.below(256) as u8;
+        }
+        match Process::new(&layout(), &[]).with(A, segment).read(&[]) {
+            Ok(found) => {
+                read += 1;
+                for pool in found.pools {
+                    assert!(pool.bytes_in_use() <= SEGMENT_BYTES, "{pool:?}");
+                    assert!(pool.in_use <= u16::MAX.into(), "{pool:?}");
+                }
+            }
+            Err(error) => {
+                refused += 1;
+                assert_eq!(error, PoolsError::Implausible);
+            }
+        }
+    }
+    assert!(read > 200, "{read} read, {refused} refused");
+}
