@@ -43,7 +43,9 @@ pub fn read(
     for list in &abandoned {
         walk.add_abandoned(*list);
     }
-    known.iter().for_each(|head| walk.add(*head));
+    for head in known {
+        walk.add(*head);
+    }
     walk.follow()?;
     // Threads that ended meanwhile left theirs.
     for list in &abandoned {
@@ -77,7 +79,9 @@ impl<M: Memory> Walk<'_, M> {
             if let Seen::Heaps(heaps) = heaps::look(&self.layout, state, self.memory) {
                 abandoned.insert(heaps.abandoned);
                 let layout = self.layout;
-                heaps.pages(&layout).for_each(|head| self.add(head));
+                for head in heaps.pages(&layout) {
+                    self.add(head);
+                }
             }
         }
         abandoned

@@ -318,7 +318,7 @@ fn whatever_a_segment_holds_no_page_has_more_than_fits() {
     let (mut random, mut read, mut refused) = (Random(0x9E37_79B9_7F4A_7C15), 0, 0);
     for round in 0..400 {
         let mut segment = whole.clone();
-        for _ in 0..1 + round / 4 {
+        for _ in 0..=round / 4 {
             // Not the head of the segment: that never changes.
             let heads = page_head(&layout(), 0, 1) as usize;
             let at = heads + random.below((segment.len() - heads) as u64) as usize;
