@@ -327,7 +327,8 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
     }
     if file.free_threaded {
         let page = file.fresh_page.and_then(|address| {
-            let point = new_pool_point(symbols, bytes, file, address, abilities)?;
+            // `f(heap, queue, size)`
+            let point = new_pool_point(symbols, bytes, file, (address, Function::Reallocarray), abilities)?;
             Some(Point {
                 symbol: "mimalloc (a page begins)",
                 id: 0,
@@ -339,16 +340,19 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
     let sites = file.allocator.pool_sites.iter();
     let function = file.allocator.new_pool.into_iter();
     function
-        .filter_map(|address| new_pool_point(symbols, bytes, file, address, abilities))
+        .filter_map(|address| {
+            new_pool_point(symbols, bytes, file, (address, Function::PythonPool), abilities)
+        })
         .chain(sites.filter_map(|site| pool_site_point(symbols, site)))
         .collect()
 }
 
+/// `like`: a function whose arguments are as those that are read of this one.
 fn new_pool_point(
     symbols: &ModuleSymbols,
     bytes: &[u8],
     file: &PythonFile,
-    address: u64,
+    (address, like): (u64, Function),
     abilities: Abilities,
 ) -> Option<Point> {
     let code = Code {
@@ -357,7 +361,7 @@ fn new_pool_point(
         size: None,
         limit: None,
     };
-    let placement = placer::place(symbols.machine, &code, Function::PythonPool, abilities.emulation).ok()?;
+    let placement = placer::place(symbols.machine, &code, like, abilities.emulation).ok()?;
     Some(Point {
         offset: symbols.code_offset(address)? + u64::from(placement.offset_from_entry),
         address,
