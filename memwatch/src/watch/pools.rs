@@ -50,7 +50,7 @@ impl Pools {
         })
     }
 
-    /// A process whose interpreter is known now. Gives why its small objects will not be shown, if they will not.
+    /// A process whose interpreter is known now. Gives why its small objects will not be shown as wanted, if they will not.
     pub fn add(
         &mut self,
         instance: u32,
@@ -102,7 +102,7 @@ impl Pools {
         }
         self.processes.entry(instance).or_default();
         (self.mode == PythonMode::Exact).then_some(
-            "Python objects are counted in part: this free-threaded build has its allocator inlined, and of what is handed out there only blocks up to 512 bytes are counted",
+            "Python objects are estimated by mimalloc's pages: this free-threaded build has its allocator inlined, and few of its blocks or none are counted one by one",
         )
     }
 
