@@ -1,6 +1,7 @@
 //! The number that the kernel hands to a program with each hit: which function was probed, and for whom.
 
 use crate::site::Domain;
+use crate::size_at::SizeWord;
 
 /// What a probed function does with its arguments. The discriminants cross the border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,12 +24,13 @@ pub enum Function {
     /// `f(size) -> block`, rounded up to whole pages
     Pvalloc = 8,
     /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool. The id says how many
-    /// low bits of a pool's address are 0. With 0 it is mimalloc's `f(heap, queue, size) -> page`, which gives the pool itself.
+    /// low bits of a pool's address are 0. With 0 it is mimalloc's `f(heap, queue, size) -> page`, which gives the pool
+    /// itself.
     PythonPool = 9,
-    /// CPython hands out a small block here: a place at which its allocator was inlined, or the allocator itself. The id
-    /// says how large the block is, see [`crate::python::SizeAt`].
+    /// CPython hands out a small block here: a place at which its allocator was inlined, or the allocator itself. Flags
+    /// and id say how large the block is, see [`Cookie::size`].
     PythonSmall = 10,
-    /// CPython begins to use a pool here, in the middle of a function (3.8 and 3.9). The id is the number of the register
+    /// CPython begins to use a pool here, in the middle of a function (3.8, and some 3.9). The id is the number of the register
     /// that holds its address.
     PythonPoolSite = 11,
 }
@@ -95,8 +97,15 @@ pub const FLAG_GLIBC: u8 = 1;
 /// The probe sits on a branch; only where its two sides were equal the call is meant.
 pub const FLAG_IF_EQUAL: u8 = 2;
 
-/// The size is the product of two registers, see [`crate::python::SizeAt`].
-pub const FLAG_PRODUCT: u8 = 4;
+/// From this bit on the flags are the upper bits of a size.
+const SIZE_SHIFT: u32 = 2;
+
+const _: () = assert!(SizeWord::BITS <= 8 + (8 - SIZE_SHIFT));
+
+/// The flags and the id that a place has which hands out blocks of this size.
+pub const fn flags_and_id(size: SizeWord) -> (u8, u8) {
+    (((size.0 >> 8) << SIZE_SHIFT) as u8, size.0 as u8)
+}
 
 /// `function | domain << 8 | flags << 16 | id << 24 | generation << 32 | place << 52`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +156,12 @@ impl Cookie {
         (self.0 >> 24) as u8
     }
 
+    /// The size of the blocks that are handed out.
+    #[inline]
+    pub const fn size(self) -> SizeWord {
+        SizeWord(self.id() as u16 | (((self.0 >> 16) as u8 >> SIZE_SHIFT) as u16) << 8)
+    }
+
     #[inline]
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32 % Self::GENERATIONS
@@ -183,6 +198,25 @@ mod tests {
             assert!(cookie.may_sit_at(0x7fff_0000_0678));
             assert!(!cookie.may_sit_at(0x7fff_0000_0679));
         }
+    }
+
+    #[test]
+    fn a_size_stands_beside_a_flag() {
+        let size = SizeWord(0x2fed);
+        let (flags, id) = flags_and_id(size);
+        let cookie = Cookie::new(
+            Function::PythonSmall,
+            Domain::PythonMem,
+            flags | FLAG_IF_EQUAL,
+            id,
+            1,
+            0,
+        );
+        assert_eq!(cookie.size(), size);
+        assert!(cookie.has_flag(FLAG_IF_EQUAL));
+        assert!(
+            !Cookie::new(Function::PythonSmall, Domain::PythonMem, flags, id, 1, 0).has_flag(FLAG_IF_EQUAL)
+        );
     }
 
     #[test]

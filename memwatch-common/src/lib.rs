@@ -15,6 +15,7 @@ pub mod live;
 pub mod process;
 pub mod python;
 pub mod site;
+pub mod size_at;
 pub mod stack;
 pub mod unwind;
 

@@ -61,6 +61,10 @@ pub const PYTHON_CODES_TOLD: u32 = 1 << 14;
 /// bytes each.
 pub const PYTHON_POOLS: u32 = 1 << 20;
 
+/// Calls that take a pool into use: up to 300 in a CPython whose allocator is inlined, 3 in others; so 100 builds and
+/// more. Made as they come.
+pub const POOL_CALLERS: u32 = 1 << 15;
+
 /// Bytes of the ring buffer for rare events (lifecycle, mappings): 11,000 of them.
 pub const RING_BYTES: u32 = 1 << 20;
 

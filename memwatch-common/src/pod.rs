@@ -1,6 +1,8 @@
 //! What aya needs to know to read the shared types out of maps.
 
-use crate::{Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, python, unwind};
+use crate::{
+    Config, Event, LiveKey, LiveValue, ProcessState, SiteKey, SiteTotals, Stack, python, size_at, unwind,
+};
 
 macro_rules! pod {
     ($($t:ty),+) => { $(
@@ -31,6 +33,8 @@ pod!(
     python::CodeKey,
     python::PythonLayout,
     python::OpenedPool,
+    python::PoolCaller,
     python::PythonProcess,
-    python::PythonStack
+    python::PythonStack,
+    size_at::SizeWords
 );

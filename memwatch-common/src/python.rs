@@ -196,7 +196,7 @@ pub struct CodeCopy {
 
 const _: () = assert!(size_of::<CodeCopy>() == 2896);
 
-/// Bytes of a pool of small objects, and what its address is a multiple of (3.10 on, where taking one is a function).
+/// Bytes of a pool of small objects (3.10 on; before that a quarter).
 pub const POOL_BYTES: u64 = 16 << 10;
 
 /// A pool that pymalloc took into use: the latest time at this address.
@@ -213,36 +213,20 @@ pub struct OpenedPool {
 
 const _: () = assert!(size_of::<OpenedPool>() == 24);
 
-/// Where a probe on [`crate::Function::PythonSmall`] finds how many bytes are asked for. Registers are numbered as x86-64
-/// does: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15.
+/// A call of the function that takes a pool into use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SizeAt {
-    /// They fill a block of this size class: 16 bytes for 0, 32 for 1 and so on. Below 128.
-    Class(u8),
-    Register(u8),
-    /// A number and a size.
-    Product(u8, u8),
+#[repr(C)]
+pub struct PoolCaller {
+    /// [`PythonProcess::file`]
+    pub file: u32,
+    /// The address that it returns to, from where the file begins to be mapped.
+    pub back: u32,
 }
 
-impl SizeAt {
-    /// In the id of a cookie: the rest is a register.
-    pub const REGISTER: u8 = 1 << 7;
-
-    /// The id of the cookie. For a product also [`crate::cookie::FLAG_PRODUCT`] is set.
-    pub const fn id(self) -> u8 {
-        match self {
-            Self::Class(class) => class & (Self::REGISTER - 1),
-            Self::Register(register) => Self::REGISTER | register & 15,
-            Self::Product(number, size) => (number & 15) | size << 4,
-        }
-    }
-}
+const _: () = assert!(size_of::<PoolCaller>() == 8);
 
 /// Largest block that pymalloc hands out.
 pub const SMALL_BYTES: u64 = 512;
-
-/// What a small block takes: a multiple of this.
-pub const SMALL_STEP: u64 = 16;
 
 /// Code that asks for memory on behalf of a domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -261,8 +245,11 @@ pub struct DomainRange {
 #[repr(C)]
 pub struct PythonProcess {
     pub layout: PythonLayout,
+    /// What is added to an address in the interpreter's file to get that in the process.
+    pub bias: u64,
+    /// The file's number, the same for files whose code is the same.
+    pub file: u32,
     pub count: u32,
-    pub reserved: u32,
     pub ranges: [DomainRange; MAX_PYTHON_RANGES],
 }
 
@@ -270,7 +257,7 @@ const _: () = assert!(size_of::<PythonLayout>() == 80);
 const _: () = assert!(size_of::<PythonFrame>() == 24);
 const _: () = assert!(size_of::<PythonStack>() == 8 + 24 * MAX_PYTHON_FRAMES);
 const _: () = assert!(size_of::<DomainRange>() == 24);
-const _: () = assert!(size_of::<PythonProcess>() == 88 + 24 * MAX_PYTHON_RANGES);
+const _: () = assert!(size_of::<PythonProcess>() == 96 + 24 * MAX_PYTHON_RANGES);
 
 #[cfg(test)]
 mod tests {

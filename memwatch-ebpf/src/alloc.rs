@@ -103,7 +103,11 @@ pub fn finish(
         let block = registers.result();
         if block != 0 {
             // mimalloc's function is told the size.
-            let asked = if cookie.id() == 0 { call.bytes } else { 0 };
+            let asked = if cookie.id() == 0 {
+                call.bytes
+            } else {
+                pool::asked(state, registers)
+            };
             let pool = block & !0 << (cookie.id() & 63);
             pool::opened(state.instance, call.stack, pool, asked);
         }

@@ -33,6 +33,7 @@ mod python;
 mod repeat;
 mod request;
 mod rules;
+mod size;
 mod slot;
 mod small;
 mod unwind;

@@ -10,7 +10,8 @@ use memwatch_common::{
     counter::COUNTERS,
     limits,
     process::{PROCESS_EXITED, state_place, state_places},
-    python::{CodeCopy, CodeKey, OpenedPool, PythonProcess, PythonStack},
+    python::{CodeCopy, CodeKey, OpenedPool, PoolCaller, PythonProcess, PythonStack},
+    size_at::SizeWords,
     unwind::{
         BLOCK_ROWS, CachedRule, KnownPage, MAX_RULES, PageKey, RowBlock, Rule, SPACE_VERSIONS_KEPT, Space,
     },
@@ -97,6 +98,11 @@ pub static PYTHON_CODES_TOLD: LruHashMap<CodeKey, u32> =
 #[map]
 pub static POOLS: HashMap<LiveKey, OpenedPool> =
     HashMap::with_max_entries(limits::PYTHON_POOLS, BPF_F_NO_PREALLOC);
+
+/// Where those who take a pool into use have the size that they were asked for.
+#[map]
+pub static POOL_CALLERS: HashMap<PoolCaller, SizeWords> =
+    HashMap::with_max_entries(limits::POOL_CALLERS, BPF_F_NO_PREALLOC);
 
 /// Stacks that are in `STACKS`, by the high bits of their hash: saves looking there.
 #[map]

@@ -1,11 +1,15 @@
 //! Pools of small Python objects, when pymalloc takes them into use.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns};
-use memwatch_common::{Config, Cookie, Counter, LiveKey, ProcessState, python::OpenedPool};
+use memwatch_common::{
+    Config, Cookie, Counter, LiveKey, ProcessState,
+    python::{OpenedPool, PoolCaller},
+};
 
 use crate::{
     arch::Registers,
-    maps::{POOLS, count},
+    maps::{POOL_CALLERS, POOLS, count},
+    python, size,
     slot::Slot,
     unwind,
 };
@@ -21,6 +25,23 @@ pub fn begins(
 ) {
     let stack = unwind::walk(config, state, slot, &unwind::Start::at(registers));
     opened(state.instance, stack, registers.numbered(cookie.id()), 0);
+}
+
+/// How much the caller of the function that just returned was asked for; 0 where that is not known.
+#[inline(always)]
+pub fn asked(state: &ProcessState, registers: Registers<'_>) -> u64 {
+    let Some(process) = python::process(state.instance, state.space) else {
+        return 0;
+    };
+    let caller = PoolCaller {
+        file: process.file,
+        back: registers.instruction().wrapping_sub(process.bias) as u32,
+    };
+    // SAFETY: a live map value; user space writes each once.
+    let Some(size) = (unsafe { POOL_CALLERS.get(&caller) }) else {
+        return 0;
+    };
+    size::of(*size, registers)
 }
 
 /// A pool is in use from here on. It need not be empty of old blocks' traces: one that had blocks of the same size before

@@ -80,7 +80,7 @@ pub fn walk(config: &Config, state: &ProcessState) -> u64 {
 
 /// The process's layout, or that of the process whose code it began with.
 #[inline(always)]
-fn process(instance: u32, parent: u32) -> Option<&'static PythonProcess> {
+pub fn process(instance: u32, parent: u32) -> Option<&'static PythonProcess> {
     // SAFETY: a live map value; user space replaces entries as a whole.
     unsafe { PYTHONS.get(&instance).or_else(|| PYTHONS.get(&parent)) }
 }

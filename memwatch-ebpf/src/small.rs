@@ -3,8 +3,8 @@
 
 use memwatch_common::{
     Config, Cookie, Counter, Domain, Function, ProcessState, SiteKey,
-    cookie::{FLAG_IF_EQUAL, FLAG_PRODUCT},
-    python::{SMALL_BYTES, SMALL_STEP, SizeAt},
+    cookie::FLAG_IF_EQUAL,
+    python::SMALL_BYTES,
     site::{ALLOCATED_ONLY, UNKNOWN_SMALL},
     stack::STACK_UNKNOWN,
 };
@@ -14,7 +14,7 @@ use crate::{
     arch::Registers,
     atomic,
     maps::{self, count},
-    slot, unwind,
+    size, slot, unwind,
 };
 
 /// Before the watch: only counts what would be work.
@@ -37,7 +37,7 @@ pub fn handed_out(config: &Config, state: &ProcessState, cookie: Cookie, registe
     if !is_meant(cookie, registers) {
         return;
     }
-    let bytes = block_bytes(cookie, registers);
+    let bytes = asked(cookie, registers);
     if bytes == 0 || bytes < config.min_bytes || bytes > config.max_bytes {
         return;
     }
@@ -52,27 +52,11 @@ fn is_meant(cookie: Cookie, registers: Registers<'_>) -> bool {
     !cookie.has_flag(FLAG_IF_EQUAL) || registers.was_equal()
 }
 
-/// What the block takes in its pool, 0 where pymalloc has none of that size.
+/// What the block was asked for with, 0 where pymalloc has none of that size.
 #[inline(always)]
-fn block_bytes(cookie: Cookie, registers: Registers<'_>) -> u64 {
-    let size_at = cookie.id();
-    let first = registers.numbered(size_at);
-    let asked = if cookie.has_flag(FLAG_PRODUCT) {
-        let second = registers.numbered(size_at >> 4);
-        // Either alone is too large already.
-        if first > SMALL_BYTES || second > SMALL_BYTES {
-            return 0;
-        }
-        first * second
-    } else if size_at & SizeAt::REGISTER != 0 {
-        first
-    } else {
-        (u64::from(size_at) + 1) * SMALL_STEP
-    };
-    if asked > SMALL_BYTES {
-        return 0;
-    }
-    asked.wrapping_add(SMALL_STEP - 1) & !(SMALL_STEP - 1)
+fn asked(cookie: Cookie, registers: Registers<'_>) -> u64 {
+    let asked = size::number(cookie.size(), registers);
+    if asked > SMALL_BYTES { 0 } else { asked }
 }
 
 #[inline(always)]

@@ -3,8 +3,7 @@ many clients. With "trace" tracemalloc tells what each line holds; else memwatch
 there is. With "load" it works over and over until the next word.
 
 The protocol is that of truth.h. The truth: for each line of any file, if it holds much, the bytes and blocks of its
-small objects (up to 512 bytes), what these take as pymalloc gives it (multiples of 16), and the bytes and blocks of its
-large ones; and whether all clients got the right answers.
+small objects (up to 512 bytes), and those of its large ones; and whether all clients got the right answers.
 """
 import asyncio
 import collections
@@ -170,18 +169,14 @@ def asyncio_server():
 def lines():
     """All that tracemalloc knows, by line."""
     snapshot = tracemalloc.take_snapshot()
-    sums = collections.defaultdict(lambda: [0] * 5)
+    sums = collections.defaultdict(lambda: [0] * 4)
     for trace in snapshot.traces:
         frame = trace.traceback[0]
         held = sums[frame.filename, frame.lineno]
-        if trace.size <= 512:
-            held[0] += trace.size
-            held[1] += 1
-            held[2] += max(trace.size + 15 & ~15, 16)
-        else:
-            held[3] += trace.size
-            held[4] += 1
-    return {f"{os.path.basename(file)}:{line}": held for (file, line), held in sums.items() if held[0] + held[3] > LEAST}
+        at = 0 if trace.size <= 512 else 2
+        held[at] += trace.size
+        held[at + 1] += 1
+    return {f"{os.path.basename(file)}:{line}": held for (file, line), held in sums.items() if held[0] + held[2] > LEAST}
 
 
 def over_and_over(work):

@@ -20,8 +20,6 @@ const MEGABYTE: u64 = 1 << 20;
 struct Traced {
     small: u64,
     small_blocks: u64,
-    /// With each block as large as pymalloc makes it.
-    small_taken: u64,
     large: u64,
     large_blocks: u64,
 }
@@ -59,13 +57,12 @@ fn served(target: &mut Target) -> Value {
 fn traced_lines(answer: &Value) -> HashMap<String, Traced> {
     let lines = answer["lines"].as_object().expect("lines");
     let traced = |value: &Value| {
-        let number = |at: usize| value[at].as_u64().expect("five numbers");
+        let number = |at: usize| value[at].as_u64().expect("four numbers");
         Traced {
             small: number(0),
             small_blocks: number(1),
-            small_taken: number(2),
-            large: number(3),
-            large_blocks: number(4),
+            large: number(2),
+            large_blocks: number(3),
         }
     };
     lines
@@ -166,7 +163,7 @@ fn exact(python: Result<PathBuf, String>, version: &'static str, name: &'static 
 }
 
 /// By pools, lines hold what tracemalloc says: of large blocks within 1 %, of small objects within 15 %, and above 20 MB
-/// within 5 %. Small blocks are as large as pymalloc makes them; what was asked for is in the interval.
+/// within 5 %.
 ///
 /// In the server, objects that go at once open pools that its history of equal sizes then fills: only the interval holds
 /// there.
@@ -198,14 +195,9 @@ fn pools(python: Result<PathBuf, String>, version: &'static str, name: &'static 
         if right.small > MEGABYTE {
             compared += 1;
             let percent = if right.small > 20 * MEGABYTE { 5 } else { 15 };
-            let _ = write!(
-                told,
-                ", small {:+.2} %, of what was asked for {:+.2} %",
-                off(seen.estimated, right.small_taken),
-                off(seen.estimated, right.small)
-            );
+            let _ = write!(told, ", small {:+.2} %", off(seen.estimated, right.small));
             let whole = right.small + right.large;
-            let near = name == "asyncio" || is_within(percent, seen.estimated, right.small_taken);
+            let near = name == "asyncio" || is_within(percent, seen.estimated, right.small);
             if !near || !(seen.low..=seen.high).contains(&whole) {
                 wrong.push(told.clone());
             }

@@ -40,7 +40,7 @@ pub struct Collector {
 }
 
 const HASH_MAPS: [&str; 4] = ["LIVE", "SITES", "STACKS", "PROCESSES"];
-const ALL_MAPS: [&str; 24] = [
+const ALL_MAPS: [&str; 25] = [
     "LIVE",
     "POOLS",
     "SITES",
@@ -65,6 +65,7 @@ const ALL_MAPS: [&str; 24] = [
     "PYTHON_CODES",
     "PYTHON_CODES_TOLD",
     "PYTHON_STACKS",
+    "POOL_CALLERS",
 ];
 
 impl Collector {

@@ -48,10 +48,13 @@ impl Estimate {
     pub fn interval(&self, inuse_bytes: u64, doubt: Option<Doubt>) -> Option<(u64, u64)> {
         let doubt = doubt?;
         let rounded = (ALIGNMENT - 1).saturating_mul(self.objects);
-        let less = doubt.less.saturating_add(rounded).min(self.bytes);
+        // Some of a row's blocks are no more than all.
+        let taken = doubt.taken.clamp(self.bytes, self.bytes.saturating_add(rounded));
+        let exact = inuse_bytes.saturating_sub(self.bytes);
+        let least = taken.saturating_sub(doubt.less.saturating_add(rounded));
         Some((
-            inuse_bytes.saturating_sub(less),
-            inuse_bytes.saturating_add(doubt.more),
+            exact.saturating_add(least.min(self.bytes)),
+            exact.saturating_add(taken).saturating_add(doubt.more),
         ))
     }
 }
@@ -61,6 +64,8 @@ impl Estimate {
 pub(super) struct Doubt {
     pub less: u64,
     pub more: u64,
+    /// What the blocks take that are counted as one's own: at least what they were asked for with.
+    pub taken: u64,
 }
 
 /// What some stacks have in pools, by process and size class.
@@ -94,12 +99,14 @@ impl Share {
             let spare = classes::spare(*class, part.bytes);
             sum.less = sum.less.saturating_add(doubt.less).saturating_add(spare);
             sum.more = sum.more.saturating_add(doubt.more);
+            sum.taken = sum.taken.saturating_add(part.bytes);
         }
         Some(sum)
     }
 }
 
 impl Part {
+    /// But for what the blocks take.
     fn doubt(&self, class: u8, all: &ClassUse) -> Doubt {
         if !classes::is_shared(class) {
             return Doubt::default();
@@ -111,11 +118,12 @@ impl Part {
             // Nothing that was there before is anywhere else; what is in its place may be new.
             (true, 0) => Doubt {
                 less: self.bytes,
-                more: 0,
+                ..Doubt::default()
             },
             _ if is_shared => Doubt {
                 less: self.bytes,
                 more: others,
+                taken: 0,
             },
             // All that there is.
             (true, _) => Doubt::default(),
@@ -126,6 +134,7 @@ impl Part {
                     UNSEEN_POOLS * pool_bytes
                 },
                 more: others.saturating_add(UNSEEN_POOLS * pool_bytes),
+                taken: 0,
             },
         }
     }

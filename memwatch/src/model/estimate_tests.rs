@@ -17,9 +17,31 @@ fn what_is_not_estimated_has_no_interval() {
 
 #[test]
 fn the_exact_part_is_never_in_doubt() {
-    let doubt = Doubt { less: 5000, more: 70 };
+    let doubt = Doubt {
+        less: 5000,
+        more: 70,
+        taken: 1000,
+    };
     let interval = Estimate::of(1000, 10).interval(1_001_000, Some(doubt));
     assert_eq!(interval, Some((1_000_000, 1_001_070)));
+}
+
+#[test]
+fn what_was_asked_for_is_between_what_blocks_take_and_a_step_less() {
+    // 1,000 blocks of 32 bytes, asked for with 28 where it was seen.
+    let doubt = Doubt {
+        less: 100,
+        more: 70,
+        taken: 32_000,
+    };
+    let interval = Estimate::of(28_000, 1000).interval(128_000, Some(doubt));
+    assert_eq!(
+        interval,
+        Some((100_000 + 32_000 - 100 - 15_000, 100_000 + 32_000 + 70))
+    );
+    // Ten of them.
+    let interval = Estimate::of(280, 10).interval(280, Some(doubt));
+    assert_eq!(interval, Some((280 + 150 - 100 - 150, 280 + 150 + 70)));
 }
 
 #[test]
@@ -27,6 +49,7 @@ fn no_number_overflows() {
     let doubt = Doubt {
         less: u64::MAX,
         more: u64::MAX,
+        taken: u64::MAX,
     };
     let most = Estimate::of(u64::MAX, u64::MAX).interval(u64::MAX, Some(doubt));
     assert_eq!(most, Some((0, u64::MAX)));
@@ -65,7 +88,15 @@ fn only_who_shares_a_size_is_in_much_doubt() {
             openers: 2,
         })
     });
-    assert_eq!(all, Some(Doubt::default()));
+    let taken = (5 << 20) + 64;
+    assert_eq!(
+        all,
+        Some(Doubt {
+            less: 0,
+            more: 0,
+            taken
+        })
+    );
 }
 
 /// xorshift64*
@@ -96,7 +127,8 @@ impl Heap {
         (POOL_BYTES - 48) / block_bytes(class)
     }
 
-    fn allocate(&mut self, class: usize, stack: Option<u64>) -> usize {
+    fn allocate(&mut self, asked: u64, stack: Option<u64>) -> usize {
+        let class = class_of(asked);
         self.clock += 1;
         let partly = self.partly.entry(class).or_default();
         if let Some(&at) = partly.last() {
@@ -125,7 +157,7 @@ impl Heap {
                 OpenedPool {
                     stack,
                     born_ns,
-                    asked: 0,
+                    asked,
                 },
             );
         }
@@ -145,6 +177,10 @@ impl Heap {
             self.empty.push(at);
         }
     }
+}
+
+const fn class_of(size: u64) -> usize {
+    (size as usize).div_ceil(16) - 1
 }
 
 /// A line of a program.
@@ -204,12 +240,13 @@ const LOOKS: usize = 8;
 /// What each line holds at the end, as it asked for it.
 fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSites) -> Vec<u64> {
     let lines = &shape.lines;
-    let class = |line: usize| (lines[line].size as usize).div_ceil(16) - 1;
     let mut holds = vec![0; lines.len()];
     let mut kept = vec![Vec::new(); lines.len()];
     // By the step in which they go; what lives longer than the program stays.
     let mut due: Vec<Vec<(usize, usize)>> = vec![Vec::new(); STEPS];
-    let before: Vec<usize> = (0..shape.before).map(|_| heap.allocate(class(0), None)).collect();
+    let before: Vec<usize> = (0..shape.before)
+        .map(|_| heap.allocate(lines[0].size, None))
+        .collect();
     for at in before.iter().step_by(3) {
         heap.free(*at);
     }
@@ -232,7 +269,7 @@ fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSit
                 lines.iter().position(ends).unwrap_or(0)
             }
         };
-        let at = heap.allocate(class(line), Some(line as u64 + 1));
+        let at = heap.allocate(lines[line].size, Some(line as u64 + 1));
         holds[line] += lines[line].size;
         if random.below(100) < lines[line].stays {
             kept[line].push(at);

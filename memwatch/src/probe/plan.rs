@@ -337,14 +337,15 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
         });
         return page.into_iter().collect();
     }
+    let function = file
+        .allocator
+        .new_pool
+        .and_then(|address| new_pool_point(symbols, bytes, file, (address, Function::PythonPool), abilities));
+    if let Some(point) = function {
+        return vec![point];
+    }
     let sites = file.allocator.pool_sites.iter();
-    let function = file.allocator.new_pool.into_iter();
-    function
-        .filter_map(|address| {
-            new_pool_point(symbols, bytes, file, (address, Function::PythonPool), abilities)
-        })
-        .chain(sites.filter_map(|site| pool_site_point(symbols, site)))
-        .collect()
+    sites.filter_map(|site| pool_site_point(symbols, site)).collect()
 }
 
 /// `like`: a function whose arguments are as those that are read of this one.

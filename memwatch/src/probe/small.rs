@@ -1,8 +1,8 @@
 //! Probes for CPython's small blocks where its allocator was put into its callers: at each place that asks whether the
 //! allocator is pymalloc, and on pymalloc's own functions, for those who still call them.
 
-use memwatch_common::cookie::{FLAG_IF_EQUAL, FLAG_PRODUCT};
-use memwatch_common::python::SizeAt;
+use memwatch_common::cookie::{self, FLAG_IF_EQUAL};
+use memwatch_common::size_at::{Place, SizeAt, SizeWord};
 use memwatch_common::{Domain, Function};
 
 use super::placer::{self, Code, Cost, Placement};
@@ -16,7 +16,10 @@ use crate::python::interpreter::PythonFile;
 pub const INLINED: &str = "pymalloc (inlined)";
 
 /// `f(context, size)`
-const SECOND_ARGUMENT: SizeAt = SizeAt::Register(6);
+const SECOND_ARGUMENT: SizeAt = SizeAt::In(Place::Register(6));
+
+/// `f(context, count, size)`
+const PRODUCT: SizeAt = SizeAt::Product(Place::Register(6), Place::Register(2));
 
 /// The points, and how many of the places they cover.
 pub(super) fn points(
@@ -32,6 +35,7 @@ pub(super) fn points(
         .iter()
         .filter_map(|site| {
             let (domain, size) = site.counted()?;
+            let size = size.word()?;
             let placement = Placement {
                 offset_from_entry: 0,
                 instruction: "jne".to_owned(),
@@ -59,11 +63,7 @@ pub(super) fn points(
     };
     let functions = [
         ("_PyObject_Malloc", allocator.pymalloc, SECOND_ARGUMENT),
-        (
-            "_PyObject_Calloc",
-            allocator.pymalloc_calloc,
-            SizeAt::Product(6, 2),
-        ),
+        ("_PyObject_Calloc", allocator.pymalloc_calloc, PRODUCT),
     ];
     points.extend(functions.into_iter().filter_map(|(name, address, size)| {
         let address = address?;
@@ -76,13 +76,14 @@ pub(super) fn points(
         let placement =
             placer::place(symbols.machine, &code, Function::PythonSmall, abilities.emulation).ok()?;
         let offset = symbols.code_offset(address)? + u64::from(placement.offset_from_entry);
-        Some(point(name, address, offset, size, placement))
+        Some(point(name, address, offset, size.word()?, placement))
     }));
     (points, note)
 }
 
 /// Who called pymalloc's function is not known: most often it is for an object.
-fn point(symbol: &'static str, address: u64, offset: u64, size: SizeAt, placement: Placement) -> Point {
+fn point(symbol: &'static str, address: u64, offset: u64, size: SizeWord, placement: Placement) -> Point {
+    let (flags, id) = cookie::flags_and_id(size);
     Point {
         offset,
         address,
@@ -90,12 +91,8 @@ fn point(symbol: &'static str, address: u64, offset: u64, size: SizeAt, placemen
         aliases: Vec::new(),
         function: Function::PythonSmall,
         domain: Domain::PythonObject,
-        flags: if matches!(size, SizeAt::Product(..)) {
-            FLAG_PRODUCT
-        } else {
-            0
-        },
-        id: size.id(),
+        flags,
+        id,
         needs_return: false,
         required: false,
         placement,

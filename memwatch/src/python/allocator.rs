@@ -1,8 +1,11 @@
 //! CPython's allocators: where the table of them is, which one is at work, and where pymalloc takes a new pool.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use memwatch_common::size_at::SizeAt;
+
+use super::asked;
 use super::decode_x86;
 use super::file::ElfBytes;
 use super::inlined::{self, Allocating, InlinedSites};
@@ -16,7 +19,7 @@ const ALLOCATOR: u64 = 5 * 8;
 const MALLOC: u64 = 8;
 const CALLOC: u64 = 16;
 
-/// The minor version since which beginning a pool is a function of its own.
+/// The minor version since which beginning a pool is always a function of its own.
 const FIRST_WITH_NEW_POOL: u8 = 10;
 
 /// `szidx` in the head of a pool.
@@ -80,7 +83,9 @@ pub struct AllocatorFacts {
     /// `allocate_from_new_pool`: called once for each pool that pymalloc begins to use. The pool is the block that it
     /// returns, rounded down to the pool's size.
     pub new_pool: Option<u64>,
-    /// The instructions at which pymalloc takes a pool into use, where that is no function (3.8 and 3.9).
+    /// Where those who call it have the size that they were asked for, by the addresses that it returns to.
+    pub pool_callers: BTreeMap<u64, Option<SizeAt>>,
+    /// The instructions at which pymalloc takes a pool into use, which is no function before 3.10, or cannot be found.
     pub pool_sites: Vec<PoolSite>,
     /// How often the code compares with `pymalloc`, which is what is left of an inlined call.
     pub inlined: usize,
@@ -119,17 +124,27 @@ impl AllocatorFacts {
             let slots = |after: u64| [mem, object].map(|slot| slot.map(|slot| slot + after));
             let mut functions = vec![Allocating {
                 function,
+                cleared: false,
                 slots: slots(0),
             }];
             functions.extend(facts.pymalloc_calloc.map(|function| Allocating {
                 function,
+                cleared: true,
                 slots: slots(CALLOC - MALLOC),
             }));
-            facts.sites = inlined::find(elf, &functions, offsets.interpreter_pools);
+            facts.sites = inlined::find(elf, &functions);
         }
-        if build.version.minor() >= FIRST_WITH_NEW_POOL {
-            facts.new_pool = new_pool(elf, facts.pymalloc);
-        } else {
+        facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc);
+        if let Some(function) = facts.new_pool {
+            let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| {
+                at_start(
+                    raw.filter(|_| !build.debug)
+                        .map(|malloc| malloc + CALLOC - MALLOC),
+                )
+            });
+            facts.pool_callers = asked::find(elf, function, [facts.raw, raw_calloc]);
+        }
+        if build.version.minor() < FIRST_WITH_NEW_POOL {
             facts.pool_sites = pool_sites(elf);
         }
         facts
@@ -251,13 +266,17 @@ fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
         .sum()
 }
 
-/// By its symbol, else by what only it does: it marks each pool that it begins as of no size class yet.
-fn new_pool(elf: &ElfBytes<'_>, pymalloc: Option<u64>) -> Option<u64> {
+/// By its symbol, else by what only it does: it marks each pool that it begins as of no size class yet. Before 3.10 what
+/// does this may be called for each block: there only the symbol will do.
+fn new_pool(elf: &ElfBytes<'_>, minor: u8, pymalloc: Option<u64>) -> Option<u64> {
     if let Some((_, symbol)) = elf
         .symbols_from("allocate_from_new_pool")
         .find(|(name, _)| !name.contains(".cold"))
     {
         return Some(symbol.address);
+    }
+    if minor < FIRST_WITH_NEW_POOL {
+        return None;
     }
     let mut functions: BTreeSet<u64> = marking_pools(elf).into_iter().map(|piece| piece.start).collect();
     let callers = [

@@ -115,6 +115,26 @@ pub fn references(address: u64, code: &[u8], target: u64) -> Vec<u64> {
     places.map(|(at, _)| address.wrapping_add(at as u64)).collect()
 }
 
+/// Where calls of `target` return to. Looks at every byte, as `stores` does.
+pub fn calls(address: u64, code: &[u8], target: u64) -> Vec<u64> {
+    let calls = |(at, window): (usize, &[u8])| {
+        let &[0xe8, a, b, c, d] = window else { return None };
+        let back = address.wrapping_add(at as u64 + 5);
+        let to = back.wrapping_add_signed(i32::from_le_bytes([a, b, c, d]).into());
+        (to == target).then_some(back)
+    };
+    code.windows(5).enumerate().filter_map(calls).collect()
+}
+
+/// The place of the pointer that code jumps through at once.
+pub fn jumps_through(address: u64, code: &[u8]) -> Option<u64> {
+    instructions(address, code)
+        .take(2)
+        .find(|instruction| instruction.flow_control() == FlowControl::IndirectBranch)
+        .filter(Instruction::is_ip_rel_memory_operand)
+        .map(|instruction| instruction.memory_displacement64())
+}
+
 /// A thread-local variable, as code gets at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadLocal {

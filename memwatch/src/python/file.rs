@@ -61,6 +61,8 @@ pub struct ElfBytes<'a> {
     thread_local: BTreeMap<&'a str, u64>,
     /// What the dynamic linker adds its base to, by place.
     relative: BTreeMap<u64, u64>,
+    /// Functions of other files (or perhaps of other files), by the places that hold their addresses.
+    imports: BTreeMap<u64, &'a str>,
     /// What each piece of unwind information covers.
     pieces: Vec<Piece>,
 }
@@ -96,6 +98,7 @@ impl<'a> ElfBytes<'a> {
             symbols,
             thread_local,
             relative: BTreeMap::new(),
+            imports: BTreeMap::new(),
             pieces: Vec::new(),
         };
         elf.read_relocations();
@@ -154,6 +157,17 @@ impl<'a> ElfBytes<'a> {
         }
         let bytes = self.bytes_at(address)?.first_chunk::<8>()?;
         Some(u64::from_le_bytes(*bytes)).filter(|&value| value != 0)
+    }
+
+    /// The function that code at an address goes on to by a pointer of the dynamic linker, if that is all it does.
+    pub fn behind_stub(&self, address: u64) -> Option<&'a str> {
+        let pointer = decode_x86::jumps_through(address, self.bytes_at(address)?)?;
+        self.import(pointer)
+    }
+
+    /// The function whose address the dynamic linker puts at this place.
+    pub fn import(&self, pointer: u64) -> Option<&'a str> {
+        self.imports.get(&pointer).copied()
     }
 
     /// The piece of code with unwind information of its own that holds an address: a function, or its cold part.
@@ -245,11 +259,11 @@ impl<'a> ElfBytes<'a> {
                     let name = dynamic
                         .symbol(index)
                         .and_then(|symbol| dynamic.symbol_name(self.file.endian(), symbol));
-                    let found = name
-                        .ok()
-                        .and_then(|name| std::str::from_utf8(name).ok())
-                        .and_then(|name| self.symbols.get(name));
-                    if let Some(symbol) = found {
+                    let Some(name) = name.ok().and_then(|name| std::str::from_utf8(name).ok()) else {
+                        continue;
+                    };
+                    self.imports.insert(place, name);
+                    if let Some(symbol) = self.symbols.get(name) {
                         self.relative.insert(place, symbol.address.wrapping_add(addend));
                     }
                 }

@@ -7,6 +7,7 @@
 //! [`PythonLayout`]: memwatch_common::PythonLayout
 
 pub mod allocator;
+pub mod asked;
 pub mod classes;
 pub mod code;
 mod copied;
@@ -24,6 +25,7 @@ pub mod mimalloc;
 pub mod offsets;
 pub mod pool_sites;
 pub mod pymalloc;
+mod registers;
 mod text;
 pub mod thread_state;
 pub mod version;

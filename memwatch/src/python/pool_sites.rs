@@ -259,6 +259,26 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_as_large_as_the_first_was_asked_for_with() {
+        let mut sites = PoolSites::default();
+        let mut by = opened(&[(A, 7, 100), (B, 7, 200)]);
+        let asked = |by: &mut HashMap<u64, OpenedPool>, at, asked| {
+            by.entry(at).or_default().asked = asked;
+        };
+        asked(&mut by, A, 28);
+        // No such size is in a pool of blocks of 48.
+        asked(&mut by, B, 32);
+        sites.update(&[pool(A, 1, 10), pool(B, 2, 5)], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (280 + 240, 15, 2));
+        assert_eq!(sites.ages().map(|(_, _, _, bytes)| bytes).sum::<u64>(), 280 + 240);
+        // What they take.
+        let classes: u64 = sites.classes(7).iter().map(|class| class.bytes).sum();
+        assert_eq!(classes, 320 + 240);
+        sites.update(&[], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (0, 0, 0));
+    }
+
+    #[test]
     fn pools_of_nobody_were_there_before() {
         let mut sites = PoolSites::default();
         let none = HashMap::new();

@@ -1,7 +1,7 @@
 //! The interpreters of the watched processes: found, checked, and told to the kernel side.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashMap, HashSet},
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result};
 use memwatch_common::{
     Domain,
     limits::MAX_PYTHON_RANGES,
-    python::{CodeCopy, CodeKey, DomainRange, PythonProcess},
+    python::{CodeCopy, CodeKey, DomainRange, PoolCaller, PythonProcess},
+    size_at::SizeAt,
     unwind::code_place,
 };
 
@@ -34,6 +35,9 @@ pub struct Pythons {
     processes: OwnedFd,
     places: OwnedFd,
     codes: OwnedFd,
+    callers: OwnedFd,
+    /// The numbers of the ways to take a pool into use that the kernel side knows.
+    numbers: HashMap<PoolCallers, u32>,
     /// Code objects of processes that nothing was known of when they were seen the last time.
     early: HashSet<CodeKey>,
     waiting: Vec<Waiting>,
@@ -69,6 +73,8 @@ impl Pythons {
             processes: kernel.own_map("PYTHONS")?,
             places: kernel.own_map("PYTHON_AT")?,
             codes: kernel.own_map("PYTHON_CODES")?,
+            callers: kernel.own_map("POOL_CALLERS")?,
+            numbers: HashMap::new(),
             early: HashSet::new(),
             waiting: Vec::new(),
         })
@@ -98,7 +104,7 @@ impl Pythons {
     }
 
     /// A child runs the interpreter that its parent runs.
-    pub fn forked(&self, pid: u32, instance: u32, interpreter: &Interpreter) -> Result<ProcessMemory> {
+    pub fn forked(&mut self, pid: u32, instance: u32, interpreter: &Interpreter) -> Result<ProcessMemory> {
         self.tell(instance, interpreter)?;
         Ok(ProcessMemory::open(&self.proc, pid)?)
     }
@@ -167,11 +173,12 @@ impl Pythons {
         }
     }
 
-    fn tell(&self, instance: u32, interpreter: &Interpreter) -> Result<()> {
+    fn tell(&mut self, instance: u32, interpreter: &Interpreter) -> Result<()> {
         let mut process = PythonProcess {
             layout: interpreter.layout,
+            bias: interpreter.bias,
+            file: self.number(&interpreter.file.allocator.pool_callers),
             count: 0,
-            reserved: 0,
             ranges: [DomainRange::default(); MAX_PYTHON_RANGES],
         };
         for (range, place) in interpreter.domain_ranges().iter().zip(&mut process.ranges) {
@@ -184,7 +191,27 @@ impl Pythons {
             .context("cannot tell that Python runs")?;
         Ok(())
     }
+
+    /// The number of a file by its calls that take a pool into use. The kernel side is told of them when they are new.
+    fn number(&mut self, callers: &PoolCallers) -> u32 {
+        if let Some(number) = self.numbers.get(callers) {
+            return *number;
+        }
+        let file = self.numbers.len() as u32;
+        for (address, size) in callers {
+            let (Ok(back), Some(size)) = (u32::try_from(*address), size.and_then(SizeAt::words)) else {
+                continue;
+            };
+            // Of those that there is no room for, objects are shown as large as the blocks that they are in.
+            let _ = batch::set(self.callers.as_fd(), &PoolCaller { file, back }, &size);
+        }
+        self.numbers.insert(callers.clone(), file);
+        file
+    }
 }
+
+/// By the addresses that they return to.
+type PoolCallers = BTreeMap<u64, Option<SizeAt>>;
 
 fn refused(pid: u32, why: &impl ToString) -> Outcome {
     Outcome::Refused {

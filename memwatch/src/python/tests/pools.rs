@@ -103,6 +103,27 @@ fn the_function_that_begins_a_pool_is_found() {
 }
 
 #[test]
+fn who_takes_a_pool_has_the_size() {
+    for (_, path) in interpreters::all() {
+        let (running, _) = Running::start(
+            &path,
+            "print('up', flush=True); import sys; sys.stdin.readline()",
+            &[],
+        );
+        let facts = &running.attach().file.allocator;
+        let callers = facts.pool_callers.len();
+        let known = facts.pool_callers.values().flatten().count();
+        println!("{}: {known} of {callers} callers", path.display());
+        assert_eq!(callers > 0, facts.new_pool.is_some(), "{}", path.display());
+        assert!(
+            known * 20 >= callers * 19,
+            "{}: {known} of {callers}",
+            path.display()
+        );
+    }
+}
+
+#[test]
 fn inlined_allocation_is_found_where_it_is() {
     for (_, path) in interpreters::all() {
         let (running, _) = Running::start(
@@ -138,6 +159,7 @@ fn inlined_allocation_is_found_where_it_is() {
                 .filter(|site| site.domain.is_some())
                 .count();
             assert!(told * 10 >= sites * 9, "{}: {told} of {sites}", path.display());
+            assert!(sized * 20 >= sites * 19, "{}: {sized} of {sites}", path.display());
         } else {
             assert_eq!(sites, 0, "{}", path.display());
         }
