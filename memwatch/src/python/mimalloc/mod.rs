@@ -13,6 +13,8 @@ mod segment;
 mod table;
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests;
 
 use super::offsets::Build;
