@@ -185,7 +185,12 @@ impl Pools {
                     classes: sites.classes(stack),
                 }));
             sample.pool_classes.push((*instance, sites.uses()));
-            let gone = |address: &u64, pool: &OpenedPool| pool.born_ns < began_ns && !sites.holds(*address);
+            // mimalloc uses an empty page again without taking it into use anew.
+            let kept = pools.iter().filter(|pool| pool.in_use == 0);
+            let kept: HashSet<u64> = kept.map(|pool| pool.address).collect();
+            let gone = |address: &u64, pool: &OpenedPool| {
+                pool.born_ns < began_ns && !sites.holds(*address) && !kept.contains(address)
+            };
             let gone: Vec<LiveKey> = opened
                 .iter()
                 .filter(|(address, pool)| gone(address, pool))

@@ -19,7 +19,7 @@ const TRIES: usize = 3;
 /// What is read of pages themselves in one look, for the blocks that other threads have freed in them.
 const MOST_FREED_BYTES: u64 = 64 << 20;
 
-/// All pages with blocks in use. `known` are heads of pages that were taken into use: very large blocks are in no list
+/// All pages with blocks in use, and those that mimalloc keeps for more blocks of their size. `known` are heads of pages that were taken into use: very large blocks are in no list
 /// of mimalloc's own.
 pub fn read(
     layout: Layout,
@@ -144,7 +144,10 @@ impl<M: Memory> Walk<'_, M> {
                 self.add(neighbour);
             }
             match self.pool(page) {
-                Some(pool) => self.found.pools.push(pool),
+                Some(pool) => {
+                    self.found.free_pools += u64::from(pool.in_use == 0);
+                    self.found.pools.push(pool);
+                }
                 None => self.found.odd += 1,
             }
         }

@@ -137,10 +137,11 @@ impl Segment {
             smaller => smaller,
         };
         let used = u64::from(head.u32(layout.page_used)?);
-        if used == 0 {
+        let (capacity, reserved) = (head.u16(layout.page_capacity)?, head.u16(layout.page_reserved)?);
+        // Just being taken into use. Others without a block in use can be used again as they are.
+        if used == 0 && capacity == 0 {
             return Some(Seen::Empty);
         }
-        let (capacity, reserved) = (head.u16(layout.page_capacity)?, head.u16(layout.page_reserved)?);
         // Large blocks lie in segments of their own, which say how large they are in their own way.
         let fits = block_bytes.saturating_mul(used) <= bytes;
         if used > capacity.into() || capacity > reserved || !fits {

@@ -152,6 +152,21 @@ fn pages_are_read_with_what_is_in_use() {
 }
 
 #[test]
+fn an_empty_page_that_can_be_used_again_is_there() {
+    let freed = A + SLICE_BYTES;
+    let list = MadePage {
+        thread_free: freed,
+        ..page(1, 80, 1)
+    };
+    let process = Process::new(&layout(), &[list, page(1, 80, 3)]).with(freed, vec![0; SLICE_BYTES as usize]);
+    let found = process.read(&[]).unwrap();
+    assert_eq!(
+        (found.pools.len(), found.free_pools, found.blocks_in_use()),
+        (2, 1, 3)
+    );
+}
+
+#[test]
 fn pages_lead_to_their_neighbours_in_other_segments() {
     let next = MadePage {
         next: page_head(&layout(), B, 1),
