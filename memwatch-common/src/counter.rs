@@ -104,6 +104,8 @@ counters! {
     UnknownReturn = "unknown_return", Totals;
     /// results of posix_memalign that could not be read
     ResultUnreadable = "result_unreadable", Totals;
+    /// small objects not counted because the memory with their size could not be read
+    SizeUnreadable = "size_unreadable", Totals;
     /// blocks that were still alive when their address was handed out again: a free was missed
     FreeMissed = "free_missed", Totals;
     /// events dropped because the ring buffer was full; the next tick reads everything again

@@ -213,13 +213,13 @@ pub struct OpenedPool {
 
 const _: () = assert!(size_of::<OpenedPool>() == 24);
 
-/// A call of the function that takes a pool into use.
+/// A call of the function that takes a pool into use, or a place that does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct PoolCaller {
     /// [`PythonProcess::file`]
     pub file: u32,
-    /// The address that it returns to, from where the file begins to be mapped.
+    /// The address that it returns to, or of the place, from where the file begins to be mapped.
     pub back: u32,
 }
 

@@ -24,24 +24,29 @@ pub fn begins(
     registers: Registers<'_>,
 ) {
     let stack = unwind::walk(config, state, slot, &unwind::Start::at(registers));
-    opened(state.instance, stack, registers.numbered(cookie.id()), 0);
+    let asked = asked(state, registers);
+    opened(state.instance, stack, registers.numbered(cookie.id()), asked);
 }
 
-/// How much the caller of the function that just returned was asked for; 0 where that is not known.
+/// How much was asked for, by the place that the thread is at; 0 where that is not known.
 #[inline(always)]
 pub fn asked(state: &ProcessState, registers: Registers<'_>) -> u64 {
     let Some(process) = python::process(state.instance, state.space) else {
         return 0;
     };
+    let back = registers.instruction().wrapping_sub(process.bias);
+    if back >> 32 != 0 {
+        return 0; // another interpreter's
+    }
     let caller = PoolCaller {
         file: process.file,
-        back: registers.instruction().wrapping_sub(process.bias) as u32,
+        back: back as u32,
     };
     // SAFETY: a live map value; user space writes each once.
     let Some(size) = (unsafe { POOL_CALLERS.get(&caller) }) else {
         return 0;
     };
-    size::of(*size, registers)
+    size::of(*size, registers).unwrap_or(0)
 }
 
 /// A pool is in use from here on. It need not be empty of old blocks' traces: one that had blocks of the same size before

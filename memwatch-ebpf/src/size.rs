@@ -4,20 +4,19 @@ use memwatch_common::size_at::{CONSTANT, PRODUCT, REGISTER, SCALED, SizeWord, Si
 
 use crate::{arch::Registers, memory};
 
-/// The size; anything where it is not where it was said to be.
+/// The size; none where its memory cannot be read.
 #[inline(always)]
-pub fn of(words: SizeWords, registers: Registers<'_>) -> u64 {
-    let first = number(words.first, registers);
+pub fn of(words: SizeWords, registers: Registers<'_>) -> Option<u64> {
+    let first = number(words.first, registers)?;
     if words.second.0 == 0 {
-        first
-    } else {
-        first.wrapping_mul(number(words.second, registers))
+        return Some(first);
     }
+    Some(first.wrapping_mul(number(words.second, registers)?))
 }
 
 #[inline(always)]
-pub fn number(word: SizeWord, registers: Registers<'_>) -> u64 {
-    match word.kind() {
+pub fn number(word: SizeWord, registers: Registers<'_>) -> Option<u64> {
+    let number = match word.kind() {
         CONSTANT => u64::from(word.constant()),
         REGISTER => registers.numbered(word.register()),
         PRODUCT => {
@@ -30,7 +29,8 @@ pub fn number(word: SizeWord, registers: Registers<'_>) -> u64 {
         }
         _ => {
             let base = registers.numbered(word.base());
-            memory::read_word(base.wrapping_add_signed(word.distance().into())).unwrap_or(0)
+            memory::read_word(base.wrapping_add_signed(word.distance().into()))?
         }
-    }
+    };
+    Some(number)
 }

@@ -55,7 +55,10 @@ fn is_meant(cookie: Cookie, registers: Registers<'_>) -> bool {
 /// What the block was asked for with, 0 where pymalloc has none of that size.
 #[inline(always)]
 fn asked(cookie: Cookie, registers: Registers<'_>) -> u64 {
-    let asked = size::number(cookie.size(), registers);
+    let Some(asked) = size::number(cookie.size(), registers) else {
+        count(Counter::SizeUnreadable);
+        return 0;
+    };
     if asked > SMALL_BYTES { 0 } else { asked }
 }
 

@@ -50,6 +50,21 @@ pub fn of_debian(version: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// Any other, by the path in `MEMWATCH_PYTHON`: one made with `tests/make_python.sh`, for instance.
+pub fn given() -> Result<PathBuf, String> {
+    std::env::var_os("MEMWATCH_PYTHON")
+        .map(PathBuf::from)
+        .filter(|python| python.exists())
+        .ok_or_else(|| "MEMWATCH_PYTHON names no interpreter".to_owned())
+}
+
+/// Whether it has no global lock, and so no pymalloc.
+pub fn is_free_threaded(python: &Path) -> bool {
+    let asked = "import sysconfig; print(sysconfig.get_config_var('Py_GIL_DISABLED'))";
+    let answer = Command::new(python).args(["-c", asked]).output();
+    answer.is_ok_and(|output| output.stdout.starts_with(b"1"))
+}
+
 /// Each folder in it is the root of a system.
 fn roots() -> PathBuf {
     target_directory().join("pythons")

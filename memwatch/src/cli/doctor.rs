@@ -282,9 +282,15 @@ fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
 /// What `--python exact` shows of a file with a CPython.
 fn each_object(plan: &ModulePlan) -> Option<String> {
     if let Some(inlined) = &plan.inlined {
+        let how = match inlined.found {
+            0 => format!("where {} does so", inlined.module),
+            found => format!(
+                "at {} of {found} places ({} has its allocator inlined)",
+                inlined.probed, inlined.module
+            ),
+        };
         return Some(format!(
-            "counts small objects as they are handed out, at {} of {} places ({} has its allocator inlined); what is in use of them is estimated",
-            inlined.probed, inlined.found, inlined.module
+            "counts small objects as they are handed out, {how}; what is in use of them is estimated"
         ));
     }
     let python = plan.points.iter().any(Point::is_python);

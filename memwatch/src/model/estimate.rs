@@ -51,9 +51,9 @@ impl Estimate {
         // Some of a row's blocks are no more than all.
         let taken = doubt.taken.clamp(self.bytes, self.bytes.saturating_add(rounded));
         let exact = inuse_bytes.saturating_sub(self.bytes);
-        let least = taken.saturating_sub(doubt.less.saturating_add(rounded));
+        let less = doubt.less.saturating_add(rounded).min(self.bytes);
         Some((
-            exact.saturating_add(least.min(self.bytes)),
+            inuse_bytes.saturating_sub(less),
             exact.saturating_add(taken).saturating_add(doubt.more),
         ))
     }

@@ -37,11 +37,11 @@ fn what_was_asked_for_is_between_what_blocks_take_and_a_step_less() {
     let interval = Estimate::of(28_000, 1000).interval(128_000, Some(doubt));
     assert_eq!(
         interval,
-        Some((100_000 + 32_000 - 100 - 15_000, 100_000 + 32_000 + 70))
+        Some((100_000 + 28_000 - 100 - 15_000, 100_000 + 32_000 + 70))
     );
     // Ten of them.
     let interval = Estimate::of(280, 10).interval(280, Some(doubt));
-    assert_eq!(interval, Some((280 + 150 - 100 - 150, 280 + 150 + 70)));
+    assert_eq!(interval, Some((280 - 100 - 150, 280 + 150 + 70)));
 }
 
 #[test]

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use memwatch_common::Counter;
 use memwatch_common::counter::{COUNTERS, Effect};
 
-use super::report::{Health, Limit, Overhead, ProbeNote, Probes};
+use super::report::{Health, InlinedNote, Limit, Overhead, ProbeNote, Probes};
+
+/// Of the places at which CPython's allocator was put into its callers, one in so many may have no probe before that is
+/// told as a loss. Not all places that are found hand anything out: some print statistics, some only want large blocks.
+const UNPROBED: u64 = 20;
 
 /// Something that the kernel side has no counter for: a child found late, a library whose probes came late.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub fn health(
             .iter()
             .map(|note| (Effect::Totals, failed_probe(note))),
     );
+    let unprobed = probes.inlined.iter().filter_map(unprobed_places);
+    losses.extend(unprobed.map(|text| (Effect::Totals, text)));
     losses.extend(notices.iter().map(|notice| (notice.effect, notice.text.clone())));
     losses.retain(|(effect, _)| *effect != Effect::Work);
     Health {
@@ -70,6 +76,17 @@ fn failed_probe(note: &ProbeNote) -> String {
         "calls of {} in {} are not seen: {}",
         note.symbol, note.module, note.reason
     )
+}
+
+/// What is not counted where only a part of the places has a probe.
+fn unprobed_places(note: &InlinedNote) -> Option<String> {
+    let unprobed = note.found.saturating_sub(note.probed);
+    (unprobed.saturating_mul(UNPROBED) > note.found).then(|| {
+        format!(
+            "{unprobed} of {} places at which {} hands out small objects are not probed: what is allocated there is not counted",
+            note.found, note.module
+        )
+    })
 }
 
 #[cfg(test)]
@@ -172,5 +189,33 @@ mod tests {
             &[],
         );
         assert!(!health.complete && health.reasons[0].ends_with(": 2"));
+    }
+
+    #[test]
+    fn inlined_places_without_a_probe_are_a_loss_when_they_are_many() {
+        let of = |found, probed| {
+            let note = InlinedNote {
+                module: "libpython3.13.so.1.0".into(),
+                found,
+                probed,
+            };
+            let probes = Probes {
+                inlined: vec![note],
+                ..Probes::default()
+            };
+            check(&[], probes, &[])
+        };
+        let few = of(200, 190);
+        assert!(few.complete && few.reasons.is_empty(), "{:?}", few.reasons);
+        let many = of(133, 89);
+        assert!(!many.complete);
+        assert_eq!(
+            many.reasons,
+            [
+                "44 of 133 places at which libpython3.13.so.1.0 hands out small objects are not probed: what is allocated there is not counted"
+            ]
+        );
+        assert!(!of(200, 189).complete && !of(1, 0).complete);
+        assert!(of(0, 0).complete && of(3, 7).complete);
     }
 }

@@ -341,11 +341,9 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
         .allocator
         .new_pool
         .and_then(|address| new_pool_point(symbols, bytes, file, (address, Function::PythonPool), abilities));
-    if let Some(point) = function {
-        return vec![point];
-    }
     let sites = file.allocator.pool_sites.iter();
-    sites.filter_map(|site| pool_site_point(symbols, site)).collect()
+    let sites = sites.filter_map(|site| pool_site_point(symbols, site));
+    function.into_iter().chain(sites).collect()
 }
 
 /// `like`: a function whose arguments are as those that are read of this one.

@@ -1,11 +1,9 @@
 //! CPython's allocators: where the table of them is, which one is at work, and where pymalloc takes a new pool.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use memwatch_common::size_at::SizeAt;
-
-use super::asked;
+use super::asked::{self, PoolCallers};
 use super::decode_x86;
 use super::file::ElfBytes;
 use super::inlined::{self, Allocating, InlinedSites};
@@ -28,7 +26,7 @@ const POOL_SIZE_CLASS: u8 = 36;
 /// `DUMMY_SIZE_IDX`
 const NO_SIZE_CLASS: u32 = 0xffff;
 
-/// References to `_PyObject_Malloc` in code from which on allocation counts as inlined.
+/// References to `_PyObject_Malloc` in code, or calls by the pointer to it, from which on allocation counts as inlined.
 const INLINED: usize = 30;
 
 /// Allocators one on top of the other that are looked through.
@@ -83,14 +81,17 @@ pub struct AllocatorFacts {
     /// `allocate_from_new_pool`: called once for each pool that pymalloc begins to use. The pool is the block that it
     /// returns, rounded down to the pool's size.
     pub new_pool: Option<u64>,
-    /// Where those who call it have the size that they were asked for, by the addresses that it returns to.
-    pub pool_callers: BTreeMap<u64, Option<SizeAt>>,
+    /// Those who call it.
+    pub pool_callers: PoolCallers,
     /// The instructions at which pymalloc takes a pool into use, which is no function before 3.10, or cannot be found.
     pub pool_sites: Vec<PoolSite>,
     /// How often the code compares with `pymalloc`, which is what is left of an inlined call.
     pub inlined: usize,
     /// Where it is inlined, if it is.
     pub sites: InlinedSites,
+    /// How often the code calls pymalloc by the pointer of a domain: what is left of the exported functions where these
+    /// were put into their callers, and pymalloc was not.
+    pub by_pointer: usize,
 }
 
 impl AllocatorFacts {
@@ -108,19 +109,25 @@ impl AllocatorFacts {
             ["_PyObject_Malloc", "_PyObject_Calloc"]
         };
         facts.pymalloc = symbol(elf, &[malloc]).or_else(|| at_start(object));
-        facts.pymalloc_calloc = symbol(elf, &[calloc]).or_else(|| {
+        // In builds for debugging the slots hold a layer.
+        let calloc_at_start = |slot: Option<u64>| {
             at_start(
-                object
-                    .filter(|_| !build.debug)
+                slot.filter(|_| !build.debug)
                     .map(|malloc| malloc + CALLOC - MALLOC),
             )
-        });
+        };
+        facts.pymalloc_calloc = symbol(elf, &[calloc]).or_else(|| calloc_at_start(object));
         facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
         facts.inlined = facts
             .pymalloc
             .map_or(0, |function| code_references(elf, function));
-        if let Some(function) = facts.pymalloc.filter(|_| facts.is_inlined()) {
-            let [_, mem, object] = facts.slots;
+        let [_, mem, object] = facts.slots;
+        facts.by_pointer = [mem, object]
+            .into_iter()
+            .flatten()
+            .map(|slot| calls_through(elf, offsets, slot))
+            .sum();
+        if let Some(function) = facts.pymalloc.filter(|_| facts.inlined > INLINED) {
             let slots = |after: u64| [mem, object].map(|slot| slot.map(|slot| slot + after));
             let mut functions = vec![Allocating {
                 function,
@@ -134,18 +141,21 @@ impl AllocatorFacts {
             }));
             facts.sites = inlined::find(elf, &functions);
         }
-        facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc);
+        let itself = [facts.pymalloc, facts.pymalloc_calloc];
+        facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc)
+            .filter(|function| !itself.contains(&Some(*function)));
         if let Some(function) = facts.new_pool {
-            let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| {
-                at_start(
-                    raw.filter(|_| !build.debug)
-                        .map(|malloc| malloc + CALLOC - MALLOC),
-                )
-            });
+            let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| calloc_at_start(raw));
             facts.pool_callers = asked::find(elf, function, [facts.raw, raw_calloc]);
         }
-        if build.version.minor() < FIRST_WITH_NEW_POOL {
+        // A compiler may have put the function into pymalloc, as clang does.
+        if facts.new_pool.is_none() || build.version.minor() < FIRST_WITH_NEW_POOL {
             facts.pool_sites = pool_sites(elf);
+            // What that function does is seen when it returns.
+            let own = facts.new_pool.and_then(|function| elf.piece_of(function));
+            facts
+                .pool_sites
+                .retain(|site| !own.as_ref().is_some_and(|own| own.contains(&site.address)));
         }
         facts
     }
@@ -153,7 +163,7 @@ impl AllocatorFacts {
     /// Whether small allocations are made without calling the functions whose names say so. Probes on those then see
     /// next to nothing.
     pub const fn is_inlined(&self) -> bool {
-        self.inlined > INLINED
+        self.inlined > INLINED || self.by_pointer > INLINED
     }
 
     /// The allocator that serves a domain now. `bias` is that of the file.
@@ -263,6 +273,17 @@ fn default(elf: &ElfBytes<'_>, slot: u64, debug: bool) -> Option<u64> {
 fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
     elf.code_sections()
         .map(|(address, bytes, _)| decode_x86::references(address, bytes, target).len())
+        .sum()
+}
+
+/// How often code calls the function that a slot holds.
+fn calls_through(elf: &ElfBytes<'_>, offsets: &Offsets, slot: u64) -> usize {
+    // A shared library reaches its runtime by a register.
+    let distance = offsets
+        .runtime_allocators
+        .and_then(|_| u32::try_from(slot.wrapping_sub(elf.runtime()?)).ok());
+    elf.code_sections()
+        .map(|(address, bytes, _)| decode_x86::calls_through(address, bytes, slot, distance))
         .sum()
 }
 

@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 
 use iced_x86::{
-    ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpKind, Register,
+    ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Register,
 };
 use memwatch_common::size_at::{Place, SizeAt};
 
@@ -17,17 +16,43 @@ use super::registers::{Held, ONE, Registers, Value};
 /// What the call gives.
 const OUTCOME: Value = Value::plain(Held::Outcome);
 
-/// Instructions that are followed on one way, and how often the ways may part.
+/// Instructions that are followed on one way, on all together, and how often the ways may part.
 const STEPS: usize = 48;
+const ALL_STEPS: usize = 4_000;
 const PARTINGS: usize = 5;
 
-/// By the addresses to which calls of the function return; `None` where it could not be told. `raw` are CPython's own
-/// functions that ask libc, for a block and for a cleared one.
-pub fn find(
-    elf: &ElfBytes<'_>,
-    function: u64,
-    [raw, raw_calloc]: [Option<u64>; 2],
-) -> BTreeMap<u64, Option<SizeAt>> {
+/// More calls than any build has.
+const MOST_CALLERS: usize = 4_096;
+
+/// Where those who call a function have the size that they were asked for, by the addresses that it returns to; `None`
+/// where it could not be told.
+pub type PoolCallers = BTreeMap<u64, Option<SizeAt>>;
+
+/// What is read of a file.
+trait Code {
+    fn bytes_at(&self, address: u64) -> Option<&[u8]>;
+    /// The function that code at an address does nothing but go on to.
+    fn behind_stub(&self, address: u64) -> Option<&str>;
+    /// The function whose address is put at a place.
+    fn import(&self, pointer: u64) -> Option<&str>;
+}
+
+impl Code for ElfBytes<'_> {
+    fn bytes_at(&self, address: u64) -> Option<&[u8]> {
+        self.bytes_at(address)
+    }
+
+    fn behind_stub(&self, address: u64) -> Option<&str> {
+        self.behind_stub(address)
+    }
+
+    fn import(&self, pointer: u64) -> Option<&str> {
+        self.import(pointer)
+    }
+}
+
+/// `raw` are CPython's own functions that ask libc, for a block and for a cleared one.
+pub fn find(elf: &ElfBytes<'_>, function: u64, [raw, raw_calloc]: [Option<u64>; 2]) -> PoolCallers {
     let mut allocators = BTreeMap::new();
     let known = [
         (raw, BEHIND_CONTEXT),
@@ -41,26 +66,21 @@ pub fn find(
     allocators.extend(known.into_iter().filter_map(|(at, given)| Some((at?, given))));
     elf.code_sections()
         .flat_map(|(address, bytes, _)| decode_x86::calls(address, bytes, function))
-        .map(|back| (back, size_at(elf, &allocators, back)))
+        .take(MOST_CALLERS)
+        .map(|back| (back, after_call(elf, &allocators, back)))
         .collect()
 }
 
 /// Where code has the size of a block that it would ask another allocator for; `next` is where it goes then. `cleared`
 /// says that it would ask for a cleared one.
 pub fn by_other(elf: &ElfBytes<'_>, next: u64, cleared: bool) -> Option<SizeAt> {
-    let mut ways = Ways {
-        elf,
-        allocators: &BTreeMap::new(),
-        unnamed: Some(if cleared {
-            COUNTED_BEHIND_CONTEXT
-        } else {
-            BEHIND_CONTEXT
-        }),
-        info: InstructionInfoFactory::new(),
-        found: Vec::new(),
+    let given = if cleared {
+        COUNTED_BEHIND_CONTEXT
+    } else {
+        BEHIND_CONTEXT
     };
-    ways.follow(next, Registers::new(), PARTINGS);
-    ways.agreed()
+    let allocators = BTreeMap::new();
+    Ways::new(elf, &allocators, Some(given)).size(next, Registers::new())
 }
 
 /// In which of the arguments a function is told how much memory to give.
@@ -79,50 +99,64 @@ fn by_name(name: &str) -> Option<Given> {
     }
 }
 
-fn size_at(elf: &ElfBytes<'_>, allocators: &BTreeMap<u64, Given>, back: u64) -> Option<SizeAt> {
+/// Where the code to which a call returns that gave no pool has the size.
+fn after_call(code: &impl Code, allocators: &BTreeMap<u64, Given>, back: u64) -> Option<SizeAt> {
     let mut registers = Registers::new();
     registers.forget_after_call();
     registers.set(Register::RAX, Some(OUTCOME));
-    let mut ways = Ways {
-        elf,
-        allocators,
-        unnamed: None,
-        info: InstructionInfoFactory::new(),
-        found: Vec::new(),
-    };
-    ways.follow(back, registers, PARTINGS);
-    ways.agreed()
+    Ways::new(code, allocators, None).size(back, registers)
 }
 
 /// All ways that the code can go where it gets no memory from pymalloc.
-struct Ways<'a, 'e> {
-    elf: &'a ElfBytes<'e>,
+struct Ways<'a, C> {
+    code: &'a C,
     allocators: &'a BTreeMap<u64, Given>,
     /// What functions are told that are called by a pointer of the program's.
     unnamed: Option<Given>,
     info: InstructionInfoFactory,
-    found: Vec<SizeAt>,
+    steps: usize,
+    /// What each way that asks for memory asks for.
+    found: Vec<Option<SizeAt>>,
 }
 
-impl Ways<'_, '_> {
-    fn agreed(&self) -> Option<SizeAt> {
+impl<'a, C: Code> Ways<'a, C> {
+    fn new(code: &'a C, allocators: &'a BTreeMap<u64, Given>, unnamed: Option<Given>) -> Self {
+        Self {
+            code,
+            allocators,
+            unnamed,
+            info: InstructionInfoFactory::new(),
+            steps: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// What all ways agree on.
+    fn size(mut self, next: u64, registers: Registers) -> Option<SizeAt> {
+        self.follow(next, registers, PARTINGS);
+        if self.steps >= ALL_STEPS {
+            return None;
+        }
         // Where nothing was asked for, a single byte is given.
-        let nothing = |size: &&SizeAt| matches!(size, SizeAt::In(Place::Constant(0 | 1)));
-        let found = self.found.iter();
-        let first = *found.clone().find(|size| !nothing(size)).or(self.found.first())?;
-        let mut found = found.filter(|size| !nothing(size));
-        found.all(|found| *found == first).then_some(first)
+        let nothing = |size: &&Option<SizeAt>| matches!(size, Some(SizeAt::In(Place::Constant(0 | 1))));
+        let mut found = self.found.iter().filter(|size| !nothing(size));
+        match found.next() {
+            Some(first) => (*first).filter(|_| found.all(|found| found == first)),
+            None => (!self.found.is_empty()).then_some(SizeAt::In(Place::Constant(0))),
+        }
     }
 
     fn follow(&mut self, mut next: u64, mut registers: Registers, partings: usize) {
-        // What the flags are of.
-        let mut tested = None;
         for _ in 0..STEPS {
+            self.steps += 1;
+            if self.steps >= ALL_STEPS {
+                return;
+            }
             let Some(instruction) = self.instruction(next) else {
                 return;
             };
             if let Some(given) = self.allocates(&instruction) {
-                self.found.extend(argument(&registers, given));
+                self.found.push(argument(&registers, given));
                 return;
             }
             next = instruction.next_ip();
@@ -131,7 +165,7 @@ impl Ways<'_, '_> {
                 FlowControl::UnconditionalBranch => next = instruction.near_branch_target(),
                 FlowControl::ConditionalBranch => {
                     let target = instruction.near_branch_target();
-                    let of_outcome = tested == Some(OUTCOME);
+                    let of_outcome = registers.tested() == Some(OUTCOME);
                     match instruction.condition_code() {
                         ConditionCode::e if of_outcome => next = target,
                         ConditionCode::ne if of_outcome => {}
@@ -140,11 +174,6 @@ impl Ways<'_, '_> {
                     }
                 }
                 _ => return,
-            }
-            if is_test(&instruction) {
-                tested = registers.get(instruction.op0_register());
-            } else if instruction.rflags_modified() != 0 {
-                tested = None;
             }
             registers.step(&instruction, &mut self.info);
         }
@@ -156,12 +185,12 @@ impl Ways<'_, '_> {
             FlowControl::Call | FlowControl::UnconditionalBranch => {
                 let target = instruction.near_branch_target();
                 let own = self.allocators.get(&target).copied();
-                own.or_else(|| by_name(self.elf.behind_stub(target)?))
+                own.or_else(|| by_name(self.code.behind_stub(target)?))
             }
             FlowControl::IndirectCall | FlowControl::IndirectBranch => {
                 let named = instruction
                     .is_ip_rel_memory_operand()
-                    .then(|| self.elf.import(instruction.memory_displacement64()))
+                    .then(|| self.code.import(instruction.memory_displacement64()))
                     .flatten();
                 named.map_or(self.unnamed, by_name)
             }
@@ -170,21 +199,11 @@ impl Ways<'_, '_> {
     }
 
     fn instruction(&self, at: u64) -> Option<Instruction> {
-        let code = self.elf.bytes_at(at)?;
+        let code = self.code.bytes_at(at)?;
         let instruction = Decoder::with_ip(64, code, at, DecoderOptions::NONE)
             .into_iter()
             .next()?;
         (!instruction.is_invalid()).then_some(instruction)
-    }
-}
-
-/// Whether it compares a register with 0.
-fn is_test(instruction: &Instruction) -> bool {
-    let registers = instruction.op0_kind() == OpKind::Register;
-    match instruction.mnemonic() {
-        Mnemonic::Test => registers && instruction.op0_register() == instruction.op1_register(),
-        Mnemonic::Cmp => registers && instruction.try_immediate(1).is_ok_and(|number| number == 0),
-        _ => false,
     }
 }
 
@@ -207,5 +226,94 @@ fn place(value: Value) -> Option<SizeAt> {
             Some(SizeAt::In(Place::Constant(bytes)))
         }
         Held::Outcome => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Code from 0x1000 on, in which 0x9000 is `malloc` and 0x9100 `calloc`.
+    struct Made(Vec<u8>);
+
+    impl Code for Made {
+        fn bytes_at(&self, address: u64) -> Option<&[u8]> {
+            self.0.get(usize::try_from(address.checked_sub(0x1000)?).ok()?..)
+        }
+
+        fn behind_stub(&self, address: u64) -> Option<&str> {
+            match address {
+                0x9000 => Some("malloc"),
+                0x9100 => Some("calloc"),
+                _ => None,
+            }
+        }
+
+        fn import(&self, _: u64) -> Option<&str> {
+            None
+        }
+    }
+
+    fn size(code: &[&[u8]]) -> Option<SizeAt> {
+        after_call(&Made(code.concat()), &BTreeMap::new(), 0x1000)
+    }
+
+    /// A call from this place on to one of the functions.
+    fn call(at: usize, to: u64) -> Vec<u8> {
+        let distance = to.wrapping_sub(0x1000 + at as u64 + 5) as u32;
+        [&[0xe8][..], &distance.to_le_bytes()].concat()
+    }
+
+    const TEST_RAX: &[u8] = &[0x48, 0x85, 0xc0];
+    const RDI_IS_RBX: &[u8] = &[0x48, 0x89, 0xdf];
+    const RDI_IS_R12: &[u8] = &[0x4c, 0x89, 0xe7];
+    const RBX: SizeAt = SizeAt::In(Place::Register(3));
+
+    #[test]
+    fn where_there_is_no_pool_libc_is_asked() {
+        // test rax, rax; jne +64; mov rdi, rbx; call malloc
+        let code: [&[u8]; 4] = [TEST_RAX, &[0x75, 0x40], RDI_IS_RBX, &call(8, 0x9000)];
+        assert_eq!(size(&code), Some(RBX));
+        // A number and a size.
+        let rsi_is_r12: &[u8] = &[0x4c, 0x89, 0xe6];
+        let code: [&[u8]; 5] = [TEST_RAX, &[0x75, 0x40], RDI_IS_RBX, rsi_is_r12, &call(11, 0x9100)];
+        let product = SizeAt::Product(Place::Register(3), Place::Register(12));
+        assert_eq!(size(&code), Some(product));
+        // What is called is no allocator.
+        let code: [&[u8]; 4] = [TEST_RAX, &[0x75, 0x40], RDI_IS_RBX, &call(8, 0x9200)];
+        assert_eq!(size(&code), None);
+    }
+
+    #[test]
+    fn ways_that_do_not_agree_tell_nothing() {
+        // test rax, rax; jne +64; test r13, r13; je +8 (to the second); mov rdi, rbx; call malloc; mov rdi, r12; call malloc
+        let parted = |second: &[u8]| {
+            let at = 18 + second.len();
+            let code: [&[u8]; 7] = [
+                TEST_RAX,
+                &[0x75, 0x40],
+                &[0x4d, 0x85, 0xed],
+                &[0x74, 0x08],
+                RDI_IS_RBX,
+                &call(13, 0x9000),
+                &[second, &call(at, 0x9000)].concat(),
+            ];
+            size(&code)
+        };
+        assert_eq!(parted(RDI_IS_RBX), Some(RBX));
+        assert_eq!(parted(RDI_IS_R12), None);
+        // mov edi, 1: where nothing is asked for.
+        assert_eq!(parted(&[0xbf, 1, 0, 0, 0]), Some(RBX));
+        // mov rdi, rcx: nobody knows what is in it after a call.
+        assert_eq!(parted(&[0x48, 0x89, 0xcf]), None);
+    }
+
+    #[test]
+    fn code_that_parts_without_end_is_left() {
+        // jne +0, over and over
+        let code = [0x75, 0].repeat(10_000);
+        assert_eq!(size(&[&code]), None);
+        // jmp to itself
+        assert_eq!(size(&[&[0xeb, 0xfe]]), None);
     }
 }

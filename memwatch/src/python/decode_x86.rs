@@ -99,6 +99,32 @@ pub fn stores_of_one(address: u64, code: &[u8]) -> Vec<(u64, u8)> {
         .collect()
 }
 
+/// Calls and jumps through the pointer at `slot`, and through one that is `distance` bytes after what a register holds.
+pub fn calls_through(address: u64, code: &[u8], slot: u64, distance: Option<u32>) -> usize {
+    // `call` and `jmp` are `0xff` with 2 or 4 in the middle of the next byte.
+    let calls = |(at, window): (usize, &[u8])| {
+        let &[0xff, how, ref rest @ ..] = window else {
+            return false;
+        };
+        let number = |from: usize| Some(u32::from_le_bytes(*rest.get(from..)?.first_chunk()?));
+        match how {
+            0x15 | 0x25 => number(0).is_some_and(|distance| {
+                let next = address.wrapping_add(at as u64 + 6);
+                next.wrapping_add_signed(distance.cast_signed().into()) == slot
+            }),
+            0x14 | 0x24 => rest[0] == 0x25 && number(1).map(u64::from) == Some(slot),
+            0x90..=0x93 | 0x95..=0x97 | 0xa0..=0xa3 | 0xa5..=0xa7 => {
+                distance.is_some() && number(0) == distance
+            }
+            _ => false,
+        }
+    };
+    code.windows(7)
+        .enumerate()
+        .filter(|window| calls(*window))
+        .count()
+}
+
 /// Where the code names `target` in an operand: by its distance, or plainly in programs at fixed addresses. Calls and
 /// jumps do not count.
 pub fn references(address: u64, code: &[u8], target: u64) -> Vec<u64> {
@@ -126,11 +152,11 @@ pub fn calls(address: u64, code: &[u8], target: u64) -> Vec<u64> {
     code.windows(5).enumerate().filter_map(calls).collect()
 }
 
-/// The place of the pointer that code jumps through at once.
+/// The place of the pointer that code jumps through, if it does nothing else.
 pub fn jumps_through(address: u64, code: &[u8]) -> Option<u64> {
     instructions(address, code)
-        .take(2)
-        .find(|instruction| instruction.flow_control() == FlowControl::IndirectBranch)
+        .find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)
+        .filter(|instruction| instruction.flow_control() == FlowControl::IndirectBranch)
         .filter(Instruction::is_ip_rel_memory_operand)
         .map(|instruction| instruction.memory_displacement64())
 }
@@ -201,6 +227,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn calls_through_a_pointer_are_counted_in_every_model() {
+        let count = |code: &[u8], distance| {
+            let code = [code, &[0x90; 8]].concat();
+            calls_through(0x1000, &code, 0x2006, distance)
+        };
+        // call [rip + 0x1000], jmp [rip + 0x1000]
+        assert_eq!(count(&[0xff, 0x15, 0, 0x10, 0, 0], None), 1);
+        assert_eq!(count(&[0xff, 0x25, 0, 0x10, 0, 0], None), 1);
+        // call [rip + 0x1001]; mov rax, [rip + 0x1000]
+        assert_eq!(count(&[0xff, 0x15, 1, 0x10, 0, 0], None), 0);
+        assert_eq!(count(&[0x48, 0x8b, 0x05, 0xff, 0x0f, 0, 0], None), 0);
+        // call [0x2006], jmp [0x2006], call [0x2007]
+        assert_eq!(count(&[0xff, 0x14, 0x25, 6, 0x20, 0, 0], None), 1);
+        assert_eq!(count(&[0xff, 0x24, 0x25, 6, 0x20, 0, 0], None), 1);
+        assert_eq!(count(&[0xff, 0x14, 0x25, 7, 0x20, 0, 0], None), 0);
+        // call [rax + 0x318], jmp [r15 + 0x318]
+        assert_eq!(count(&[0xff, 0x90, 0x18, 3, 0, 0], Some(0x318)), 1);
+        assert_eq!(count(&[0x41, 0xff, 0xa7, 0x18, 3, 0, 0], Some(0x318)), 1);
+        assert_eq!(count(&[0xff, 0x90, 0x18, 3, 0, 0], None), 0);
+        assert_eq!(count(&[0xff, 0x90, 0x20, 3, 0, 0], Some(0x318)), 0);
+        // inc dword ptr [rax + 0x318]
+        assert_eq!(count(&[0xff, 0x80, 0x18, 3, 0, 0], Some(0x318)), 0);
+    }
+
+    #[test]
     fn a_thread_local_variable_is_found_in_every_model() {
         // mov rax, fs:[-0x28]; ret
         let fixed = [0x64, 0x48, 0x8b, 0x04, 0x25, 0xd8, 0xff, 0xff, 0xff, 0xc3];
@@ -226,6 +277,22 @@ mod tests {
             })
         );
         assert_eq!(returned_thread_local(0x1000, &[0x31, 0xc0, 0xc3]), None);
+    }
+
+    #[test]
+    fn stubs_and_calls_of_one_function_are_found() {
+        // endbr64; jmp [rip + 0x100]
+        let stub = [0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, 0, 1, 0, 0];
+        assert_eq!(jumps_through(0x1000, &stub), Some(0x110a));
+        assert_eq!(jumps_through(0x1000, &stub[4..]), Some(0x1106));
+        // mov rdi, rbx; jmp [rip + 0x100]: more than a stub.
+        assert_eq!(
+            jumps_through(0x1000, &[0x48, 0x89, 0xdf, 0xff, 0x25, 0, 1, 0, 0]),
+            None
+        );
+        // nop; call +0x200; call +0x300
+        let code = [0x90, 0xe8, 0, 2, 0, 0, 0xe8, 0, 3, 0, 0];
+        assert_eq!(calls(0x1000, &code, 0x1206), [0x1006]);
     }
 
     #[test]

@@ -11,7 +11,8 @@ pub struct NativeCode {
     /// Functions whose calls are Python frames.
     pub evaluates: Vec<Range<u64>>,
     /// What to leave out of stacks by default. In a file that is nothing but an interpreter (`libpython*`, a program
-    /// `python*`): all of its code. In a program that embeds one: the functions called `Py*` and `_Py*`.
+    /// `python*`): all of its code. In a program that embeds one: the functions called `Py*`, `_Py*` and
+    /// `_TAIL_CALL_*`.
     pub internal: Vec<Range<u64>>,
     /// The file is nothing but an interpreter.
     pure: bool,
@@ -67,14 +68,14 @@ impl NativeCode {
     }
 }
 
-/// `_PyEval_EvalFrameDefault` in all its pieces: compilers put what is seldom executed elsewhere, and builds with tail
-/// calls have a function for each instruction.
+/// `_PyEval_EvalFrameDefault` in all its pieces: compilers put what is seldom executed elsewhere.
+///
+/// Builds with tail calls have a function for each instruction beside it (`_TAIL_CALL_*`), of which one at a time is on
+/// the stack. They keep no registers, so it calls the first of them as any other function and stays there: it alone
+/// stands for the run of Python frames.
 fn evaluating(elf: &ElfBytes<'_>) -> Vec<Range<u64>> {
     let mut ranges = Vec::new();
-    for (name, symbol) in elf
-        .symbols_from("_PyEval_EvalFrameDefault")
-        .chain(elf.symbols_from("_TAIL_CALL_"))
-    {
+    for (name, symbol) in elf.symbols_from("_PyEval_EvalFrameDefault") {
         let clone = name.strip_prefix("_PyEval_EvalFrameDefault");
         if clone.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('.')) {
             continue;
@@ -121,6 +122,7 @@ fn internal(elf: &ElfBytes<'_>, file_name: &str) -> Vec<Range<u64>> {
     }
     elf.symbols_from("Py")
         .chain(elf.symbols_from("_Py"))
+        .chain(elf.symbols_from("_TAIL_CALL_"))
         .map(|(_, symbol)| symbol.range())
         .filter(|range| !range.is_empty())
         .collect()

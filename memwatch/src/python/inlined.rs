@@ -74,7 +74,7 @@ fn find_in(elf: &ElfBytes<'_>, allocating: &Allocating, address: u64, code: &[u8
             continue;
         }
         let Some(branch) = branch_after(&code, at) else {
-            found.unresolved += 1;
+            found.unresolved += usize::from(!is_written_down(&code, at));
             continue;
         };
         let size = asked::by_other(elf, other_way(&code[branch]), allocating.cleared);
@@ -142,6 +142,22 @@ fn branch_after(code: &[Instruction], at: usize) -> Option<usize> {
         .iter()
         .all(|instruction| instruction.rflags_modified() == 0);
     decides.then_some(branch)
+}
+
+/// Whether what an instruction names is next put into a table of functions.
+fn is_written_down(code: &[Instruction], at: usize) -> bool {
+    let named = &code[at];
+    if named.op0_kind() == OpKind::Memory {
+        return named.mnemonic() == Mnemonic::Mov;
+    }
+    let register = named.op0_register().full_register();
+    let first = straight(code, at + 1, TO_COMPARE)
+        .map(|at| &code[at])
+        .find(|next| next.op1_kind() == OpKind::Register && next.op1_register().full_register() == register);
+    first.is_some_and(|next| {
+        let to_memory = next.mnemonic() == Mnemonic::Mov && next.op0_kind() == OpKind::Memory;
+        to_memory || next.op0_register().is_xmm()
+    })
 }
 
 /// Up to `most` instructions from `from` on, as far as control goes straight on.

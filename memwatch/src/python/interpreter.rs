@@ -258,11 +258,7 @@ fn checked(
         if states.is_empty() {
             continue;
         }
-        let way = if way.kind == memwatch_common::python::TLS_MUSL_KEY {
-            thread_state::find_musl_table(way, &states, memory).unwrap_or(way)
-        } else {
-            way
-        };
+        let way = thread_state::fitting(way, &states, memory);
         let layout = fill(way)?;
         let (threads, strays) = thread_state::check(&way, &states, memory);
         let (frames, odd_frames) = layout::check(&layout, &states, code_type, memory);
@@ -420,7 +416,8 @@ fn map(path: &std::path::Path) -> io::Result<Mmap> {
 pub fn c_library(modules: &ProcessModules) -> CLibrary {
     let musl = modules.modules.iter().any(|module| {
         let name = module.path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("ld-musl-") || name.starts_with("libc.musl-")
+        // The loader is often a link to `libc.so`, and maps name the file itself.
+        name.starts_with("ld-musl-") || name.starts_with("libc.musl-") || name == "libc.so"
     });
     if musl { CLibrary::Musl } else { CLibrary::Glibc }
 }

@@ -150,7 +150,7 @@ impl PoolSites {
 
     fn change(&mut self, held: &Held, from: u64, to: u64) {
         let (stack, class) = (held.opened.stack, held.pool.size_class);
-        self.site(stack).change(held.asked(), from, to);
+        self.site(stack).change(held, from, to);
         let bytes = self.classes.entry((class as u8, stack)).or_default();
         let size = held.pool.block_bytes;
         *bytes = (*bytes + to * size).saturating_sub(from * size);
@@ -169,14 +169,16 @@ impl PoolSites {
 }
 
 impl PoolSite {
-    fn change(&mut self, size: u64, from: u64, to: u64) {
+    fn change(&mut self, held: &Held, from: u64, to: u64) {
+        let size = held.asked();
         let totals = &mut self.totals;
         let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
         totals.alloc_objects += more;
         totals.alloc_bytes += more * size;
         totals.freed_objects += less;
         totals.freed_bytes += less * size;
-        totals.sizes[size_bucket(size)] += more;
+        // As what it is counted in is found by its size class.
+        totals.sizes[size_bucket(held.pool.block_bytes)] += more;
     }
 }
 
@@ -270,6 +272,7 @@ mod tests {
         asked(&mut by, B, 32);
         sites.update(&[pool(A, 1, 10), pool(B, 2, 5)], &by).for_each(drop);
         assert_eq!(inuse(&sites, 7), (280 + 240, 15, 2));
+        assert_eq!(sites.sites[&7].totals.sizes[size_bucket(32)], 15);
         assert_eq!(sites.ages().map(|(_, _, _, bytes)| bytes).sum::<u64>(), 280 + 240);
         // What they take.
         let classes: u64 = sites.classes(7).iter().map(|class| class.bytes).sum();

@@ -46,6 +46,7 @@ impl Value {
     pub fn times(self, other: Self) -> Option<Self> {
         match (self, other) {
             (value, ONE) | (ONE, value) => Some(value),
+            (_, NOTHING) | (NOTHING, _) => Some(NOTHING),
             _ if self.plus != 0 || other.plus != 0 => None,
             _ => {
                 let held = match (self.held, other.held) {
@@ -62,6 +63,7 @@ impl Value {
     }
 }
 
+const NOTHING: Value = Value::plain(Held::Constant(0));
 pub const ONE: Value = Value::plain(Held::Constant(1));
 
 /// All registers.
@@ -70,6 +72,8 @@ pub struct Registers {
     values: [Option<Value>; 16],
     /// Memory that is not as it was, as far as it is told from the rest by register and distance, and what is there.
     stored: BTreeMap<(u8, i64), Option<Value>>,
+    /// What the flags say whether it is 0.
+    tested: Option<Value>,
 }
 
 impl Registers {
@@ -78,6 +82,7 @@ impl Registers {
         Self {
             values: std::array::from_fn(|number| Some(Value::plain(Held::In(Place::Register(number as u8))))),
             stored: BTreeMap::new(),
+            tested: None,
         }
     }
 
@@ -90,24 +95,38 @@ impl Registers {
     }
 
     pub fn get(&self, register: Register) -> Option<Value> {
-        register.is_gpr().then(|| self.values[register.number() & 15])?
+        let whole = register.is_gpr64() || register.is_gpr32();
+        whole.then(|| self.values[register.number()])?
     }
 
+    /// `None` for any part of a register says that the rest is not known either.
     pub fn set(&mut self, register: Register, value: Option<Value>) {
-        if register.is_gpr() {
-            self.values[register.number() & 15] = value;
+        let whole = register.full_register();
+        if whole.is_gpr64() {
+            self.values[whole.number()] = value;
         }
+    }
+
+    /// What was compared with 0 last.
+    pub const fn tested(&self) -> Option<Value> {
+        self.tested
     }
 
     /// Follows one instruction that goes on to the next.
     pub fn step(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) {
         let value = self.result(instruction);
+        if is_test(instruction) {
+            self.tested = self.get(instruction.op0_register());
+        } else if instruction.rflags_modified() != 0 {
+            self.tested = None;
+        }
         self.note_store(instruction);
         for register in written(instruction, info) {
             self.set(register, None);
         }
-        if instruction.op0_kind() == OpKind::Register && value.is_some() {
-            self.set(instruction.op0_register(), value);
+        let to = instruction.op0_register();
+        if value.is_some() && (to.is_gpr64() || to.is_gpr32()) {
+            self.set(to, value);
         }
         self.push_or_pop(instruction);
     }
@@ -138,11 +157,11 @@ impl Registers {
             (Mnemonic::Mov, None) if instruction.op1_kind() == OpKind::Memory => self.in_memory(instruction),
             (Mnemonic::Xor, None) if from_register && from == to => Some(Value::plain(Held::Constant(0))),
             // Nobody is given 0 bytes: where it would be, 1 is put in its place.
-            (Mnemonic::Cmove | Mnemonic::Cmovne, None) if from_register => {
-                match (self.get(to)?, self.get(from)?) {
-                    (ONE, value) | (value, ONE) => Some(value),
-                    _ => None,
-                }
+            (Mnemonic::Cmovne, None) if from_register && self.get(to) == Some(ONE) => {
+                self.get(from).filter(|_| self.tested.is_some())
+            }
+            (Mnemonic::Cmove, None) if from_register && self.get(from) == Some(ONE) => {
+                self.get(to).filter(|_| self.tested.is_some())
             }
             _ => None,
         }
@@ -179,17 +198,25 @@ impl Registers {
     fn note_store(&mut self, instruction: &Instruction) {
         let stores = instruction.op0_kind() == OpKind::Memory
             && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test);
-        let Some(place) = self.points_at(instruction).filter(|_| stores) else {
+        let Some((register, distance)) = self.points_at(instruction).filter(|_| stores) else {
             return;
         };
-        let moves =
-            instruction.mnemonic() == Mnemonic::Mov && instruction.memory_size().size() as i64 == WORD;
+        let bytes = instruction.memory_size().size() as i64;
+        let moves = instruction.mnemonic() == Mnemonic::Mov && bytes == WORD;
         let value = match instruction.try_immediate(1) {
             _ if !moves => None,
             Ok(constant) => Some(Value::plain(Held::Constant(constant))),
             Err(_) => self.get(instruction.op1_register()),
         };
-        self.stored.insert(place, value);
+        let end = distance.saturating_add(bytes.max(1));
+        let partly = (register, distance.saturating_sub(WORD - 1))..(register, end);
+        for (_, stored) in self.stored.range_mut(partly) {
+            *stored = None;
+        }
+        for at in (distance..end).step_by(WORD as usize) {
+            self.stored.insert((register, at), None);
+        }
+        self.stored.insert((register, distance), value);
     }
 
     fn push_or_pop(&mut self, instruction: &Instruction) {
@@ -217,6 +244,16 @@ fn signed(instruction: &Instruction, distance: u64) -> i64 {
         distance as i64
     } else {
         i64::from((distance as u32).cast_signed())
+    }
+}
+
+/// Whether it compares a register with 0.
+fn is_test(instruction: &Instruction) -> bool {
+    let register = instruction.op0_kind() == OpKind::Register;
+    match instruction.mnemonic() {
+        Mnemonic::Test => register && instruction.op0_register() == instruction.op1_register(),
+        Mnemonic::Cmp => register && instruction.try_immediate(1).is_ok_and(|number| number == 0),
+        _ => false,
     }
 }
 
@@ -267,8 +304,10 @@ mod tests {
         // mov rdi, rsi; imul rdi, rdx
         let product = Held::Product(Place::Register(6), Place::Register(2));
         assert_eq!(held(&[0x48, 0x89, 0xf7, 0x48, 0x0f, 0xaf, 0xfa]), Some(product));
-        // mov edi, 1; cmovne rdi, rbx
-        assert_eq!(held(&[0xbf, 1, 0, 0, 0, 0x48, 0x0f, 0x45, 0xfb]), Some(RBX));
+        // mov edi, 1; cmovne rdi, rbx; before it test rbx, rbx
+        let chosen = [0xbf, 1, 0, 0, 0, 0x48, 0x0f, 0x45, 0xfb];
+        assert_eq!(held(&chosen), None);
+        assert_eq!(held(&[&[0x48, 0x85, 0xdb], &chosen[..]].concat()), Some(RBX));
         // shl rdi, 3
         assert_eq!(rdi(&[0x48, 0xc1, 0xe7, 0x03]), None);
     }
@@ -298,8 +337,27 @@ mod tests {
         let mut code = vec![0xc7, 0x44, 0x24, 0x0c, 1, 0, 0, 0];
         code.extend(read);
         assert_eq!(rdi(&code), None);
+        // mov [rsp + 8], rsi; mov dword [rsp + 12], 1: half of what was stored.
+        let mut code = vec![0x48, 0x89, 0x74, 0x24, 0x08, 0xc7, 0x44, 0x24, 0x0c, 1, 0, 0, 0];
+        code.extend(read);
+        assert_eq!(rdi(&code), None);
+        // movups [rsp], xmm0: two words.
+        let mut code = vec![0x0f, 0x11, 0x04, 0x24];
+        code.extend(read);
+        assert_eq!(rdi(&code), None);
         // push rbx; pop rax; then [rsp - 8] is not as it was.
         assert_eq!(rdi(&[0x53, 0x58, 0x48, 0x8b, 0x7c, 0x24, 0xf8]), None);
+    }
+
+    #[test]
+    fn parts_of_registers_make_the_whole_unknown() {
+        // mov edi, 5; mov dil, 1
+        assert_eq!(rdi(&[0xbf, 5, 0, 0, 0, 0x40, 0xb7, 1]), None);
+        // mov bl, 8; mov rdi, rbx
+        assert_eq!(rdi(&[0xb3, 8, 0x48, 0x89, 0xdf]), None);
+        // mov ah, 1 leaves rsp alone.
+        assert!(after(&[0xb4, 1]).get(Register::RSP).is_some());
+        assert_eq!(after(&[0xb4, 1]).get(Register::RAX), None);
     }
 
     #[test]

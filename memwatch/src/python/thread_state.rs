@@ -220,9 +220,22 @@ pub fn check(way: &Way, states: &[ThreadState], memory: &impl Memory) -> (usize,
     (right, wrong)
 }
 
+/// The way as this process needs it. A static program has its libc in itself, and no file says whose it is.
+pub fn fitting(way: Way, states: &[ThreadState], memory: &impl Memory) -> Way {
+    let musl = match way.kind {
+        TLS_MUSL_KEY => Some(way),
+        TLS_GLIBC_KEY if check(&way, states, memory).0 == 0 => {
+            Some(Way::by_key(CLibrary::Musl, way.key_address))
+        }
+        _ => None,
+    };
+    musl.and_then(|musl| find_musl_table(musl, states, memory))
+        .unwrap_or(way)
+}
+
 /// musl keeps a pointer to a thread's values at a place that differs by version: the one from which all threads get
 /// their own thread state.
-pub fn find_musl_table(way: Way, states: &[ThreadState], memory: &impl Memory) -> Option<Way> {
+fn find_musl_table(way: Way, states: &[ThreadState], memory: &impl Memory) -> Option<Way> {
     let mut fitting = (0..0x200).step_by(8).filter_map(|table| {
         let way = Way { table, ..way };
         let (right, wrong) = check(&way, states, memory);

@@ -1,7 +1,7 @@
 //! The interpreters of the watched processes: found, checked, and told to the kernel side.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     collect::batch,
     probe::load::KernelSide,
     python::{
+        asked::PoolCallers,
         interpreter::{self, Found, Interpreter, PythonError, PythonFiles},
         memory::ProcessMemory,
         thread_state::CLibrary,
@@ -209,9 +210,6 @@ impl Pythons {
         file
     }
 }
-
-/// By the addresses that they return to.
-type PoolCallers = BTreeMap<u64, Option<SizeAt>>;
 
 fn refused(pid: u32, why: &impl ToString) -> Outcome {
     Outcome::Refused {

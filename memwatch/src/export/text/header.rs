@@ -133,11 +133,12 @@ fn mode(report: &Report, options: &TextOptions) -> String {
         ),
     };
     if !asked.allocated_only.is_empty() {
+        text.push_str("; small Python objects are counted when allocated");
         let (found, probed) = inlined(report);
-        let _ = write!(
-            text,
-            "; small Python objects are counted when allocated ({probed} of {found} inlined places), in use (~) by pymalloc's pools"
-        );
+        if found > 0 {
+            let _ = write!(text, " ({probed} of {found} inlined places)");
+        }
+        text.push_str(", in use (~) by pymalloc's pools");
     } else if !asked.estimated.is_empty() {
         text.push_str("; small Python objects (~) are estimated from pymalloc's pools");
         if let Some(seconds) = asked.estimated_age_seconds.filter(|seconds| *seconds >= 1.0) {

@@ -252,12 +252,19 @@ fn thread_states_are_found_by_every_way() {
         address: STATE,
         thread: THREAD,
     }];
-    let found = thread_state::find_musl_table(way, &states, &memory).unwrap();
-    assert_eq!((found.table, found.follow(THREAD, &memory)), (0x80, Ok(STATE)));
-    assert_eq!(thread_state::check(&found, &states, &memory), (1, 0));
+    // Also where nothing tells that it is musl: a static program.
+    for way in [way, Way::by_key(CLibrary::Glibc, 0x100)] {
+        let found = thread_state::fitting(way, &states, &memory);
+        assert_eq!((found.table, found.follow(THREAD, &memory)), (0x80, Ok(STATE)));
+        assert_eq!(thread_state::check(&found, &states, &memory), (1, 0));
+    }
     // Two places that fit are one too many.
     memory.put(THREAD + 0x88, &word(0x7000));
-    assert_eq!(thread_state::find_musl_table(way, &states, &memory), None);
+    assert_eq!(thread_state::fitting(way, &states, &memory), way);
+    // One that fits as it is stays so.
+    memory.put(THREAD + 0x310 + 2 * 16 + 8, &word(STATE));
+    let (_, glibc) = key(2, CLibrary::Glibc);
+    assert_eq!(thread_state::fitting(glibc, &states, &memory), glibc);
 }
 
 /// Three arenas: one with pools, one that was given back, one untouched.

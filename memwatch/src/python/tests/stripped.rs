@@ -65,11 +65,11 @@ fn code_tells_what_symbols_tell() {
             "{context}"
         );
         assert_eq!(found.is_some(), minor >= 10, "{context}");
-        assert_eq!(
-            stripped.allocator.pool_sites, whole.allocator.pool_sites,
-            "{context}"
-        );
-        assert_eq!(whole.allocator.pool_sites.is_empty(), minor >= 10, "{context}");
+        assert_eq!(stripped.allocator.pool_sites.is_empty(), minor >= 10, "{context}");
+        if whole.allocator.new_pool.is_none() {
+            let found = &stripped.allocator.pool_sites;
+            assert_eq!(found, &whole.allocator.pool_sites, "{context}");
+        }
     }
 }
 
