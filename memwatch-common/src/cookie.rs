@@ -24,7 +24,8 @@ pub enum Function {
     /// `f(size) -> block`, rounded up to whole pages
     Pvalloc = 8,
     /// `f(..) -> block`: CPython's `allocate_from_new_pool`, which gives the first block of a pool. The id says how many
-    /// low bits of a pool's address are 0.
+    /// low bits of a pool's address are 0. With 0 it is mimalloc's `f(heap, queue, size) -> page`, which gives the pool
+    /// itself.
     PythonPool = 9,
     /// CPython hands out a small block here: a place at which its allocator was inlined, or the allocator itself. Flags
     /// and id say how large the block is, see [`Cookie::size`].

@@ -102,7 +102,12 @@ pub fn finish(
     if cookie.function() == PYTHON_POOL {
         let block = registers.result();
         if block != 0 {
-            let asked = pool::asked(state, registers);
+            // mimalloc's function is told the size.
+            let asked = if cookie.id() == 0 {
+                call.bytes
+            } else {
+                pool::asked(state, registers)
+            };
             let pool = block & !0 << (cookie.id() & 63);
             pool::opened(state.instance, call.stack, pool, asked);
         }

@@ -46,8 +46,9 @@ pub fn of(function: u8, registers: Registers<'_>) -> Request {
             request.result_at = a;
             request.bytes = c;
         }
+        // For pymalloc it is no size.
+        PYTHON_POOL => request.bytes = c,
         PVALLOC => request.bytes = a.wrapping_add(4095) & !4095,
-        PYTHON_POOL => request.bytes = 0,
         _ => {}
     }
     request

@@ -7,9 +7,11 @@ use crate::model::report::Frame;
 use crate::model::suppress::Suppressions;
 use crate::probe::placer::{self, Code, Emulation};
 use crate::probe::symbols::{Machine, ModuleSymbols};
+use crate::python::classes;
 use crate::python::lines::{Format, line_at, ranges};
+use crate::python::mimalloc::{self, made_up};
 use crate::python::offsets::{self, Build};
-use crate::python::thread_state::{CLibrary, Way};
+use crate::python::thread_state::{CLibrary, ThreadState, Way};
 use crate::python::{CodeReader, Memory, PythonFile, Unreadable, Version, layout};
 use crate::symbolize::{elf::Layout, perf_map::PerfMap, symbol_table::SymbolTable};
 use crate::target::{cgroup, maps, stat, status};
@@ -114,6 +116,68 @@ pub fn python_objects(bytes: &[u8]) {
     }
 }
 
+/// The head of a segment of mimalloc, and what comes after it, in a free-threaded CPython.
+pub fn python_pages(bytes: &[u8]) {
+    const STATE: u64 = 0x10_0000;
+    const THREAD: u64 = 0x7f00_0000_1000;
+    const SEGMENT: u64 = 1 << 30;
+    let build = Build {
+        version: Version::new(13, 5),
+        debug: false,
+        free_threaded: true,
+    };
+    let Some(layout) = mimalloc::Layout::of(build) else {
+        return;
+    };
+    // Both the heaps and the list of what ended threads left lead there.
+    let first = made_up::page_head(&layout, SEGMENT, 1);
+    let state = made_up::thread_state(&layout, STATE, THREAD, SEGMENT, first);
+    let memory = Segments {
+        state: (STATE, &state),
+        segments: (SEGMENT, bytes),
+    };
+    let states = [ThreadState {
+        address: STATE,
+        thread: THREAD,
+    }];
+    if let Ok(found) = mimalloc::read(layout, &states, &[first, 0, u64::MAX], &memory) {
+        for pool in &found.pools {
+            assert!(pool.in_use <= u16::MAX.into() && pool.block_bytes > 0);
+            assert!(pool.size_class < classes::CLASSES);
+        }
+        assert!(found.pools.is_sorted_by(|one, other| one.address < other.address));
+    }
+}
+
+/// Two segments that begin with the same bytes and have nothing behind them.
+struct Segments<'a> {
+    state: (u64, &'a [u8]),
+    segments: (u64, &'a [u8]),
+}
+
+impl Memory for Segments<'_> {
+    fn read_into(&self, address: u64, out: &mut [u8]) -> Result<(), Unreadable> {
+        const SEGMENT: u64 = 32 << 20;
+        let bytes = out.len();
+        let none = Unreadable { address, bytes };
+        let ((state, state_bytes), (first, segment)) = (self.state, self.segments);
+        if (first..first + 2 * SEGMENT).contains(&address) {
+            let inside = ((address - first) % SEGMENT) as usize;
+            let rest = segment.get(inside..).unwrap_or_default();
+            for (at, byte) in out.iter_mut().enumerate() {
+                *byte = rest.get(at).copied().unwrap_or(0);
+            }
+            return Ok(());
+        }
+        let inside = address
+            .checked_sub(state)
+            .and_then(|inside| usize::try_from(inside).ok());
+        let found = inside.and_then(|inside| state_bytes.get(inside..)?.get(..bytes));
+        out.copy_from_slice(found.ok_or(none)?);
+        Ok(())
+    }
+}
+
 /// The address at which a made-up process has all the memory that it has.
 const PIECE: u64 = 0x1_0000;
 
@@ -170,7 +234,7 @@ pub fn suppressions(bytes: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("recording", recording),
     ("sections", sections),
     ("unwind", unwind),
@@ -179,6 +243,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("proc", proc),
     ("python_lines", python_lines),
     ("python_objects", python_objects),
+    ("python_pages", python_pages),
     ("placer", placer),
     ("suppressions", suppressions),
 ];

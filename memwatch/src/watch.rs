@@ -276,10 +276,7 @@ impl Watch {
     }
 
     fn no_pools(&mut self, why: &str) {
-        self.notice(
-            format!("small Python objects are not shown: {why}"),
-            Effect::Stacks,
-        );
+        self.notice(why.to_owned(), Effect::Stacks);
     }
 
     /// A child runs its parent's interpreter.

@@ -1,5 +1,6 @@
 //! `cargo xtask python-layouts`: asks a C compiler where CPython keeps the fields that memwatch reads, for every
-//! version whose headers are given or found, as it is built ordinarily, for debugging, and free-threaded.
+//! version whose headers are given or found, as it is built ordinarily, for debugging, and free-threaded; and where the
+//! mimalloc of free-threaded builds keeps its own.
 //!
 //! Headers of several versions: `~/.pyenv/versions/*/include`, or the `-dev` packages of a distribution.
 
@@ -25,8 +26,31 @@ pub struct Options {
     headers: Vec<PathBuf>,
 }
 
-const TABLE: &str = "memwatch/src/python/offsets/table.rs";
-const PROGRAM: &str = include_str!("python_layouts/offsets.c");
+/// A table, and the C program that its numbers come from.
+struct Table {
+    path: &'static str,
+    program: &'static str,
+    first_minor: u32,
+    /// Other builds have no such fields.
+    free_threaded_only: bool,
+}
+
+const TABLES: [Table; 2] = [
+    Table {
+        path: "memwatch/src/python/offsets/table.rs",
+        program: include_str!("python_layouts/offsets.c"),
+        first_minor: 8,
+        free_threaded_only: false,
+    },
+    Table {
+        path: "memwatch/src/python/mimalloc/table.rs",
+        program: include_str!("python_layouts/mimalloc.c"),
+        first_minor: FIRST_FREE_THREADED,
+        free_threaded_only: true,
+    },
+];
+
+const FIRST_FREE_THREADED: u32 = 13;
 
 /// Minor version, built for debugging, free-threaded.
 type Build = (u32, bool, bool);
@@ -34,8 +58,6 @@ type Build = (u32, bool, bool);
 type Fields = Vec<(String, i64)>;
 
 pub fn run(options: &Options) -> Result<()> {
-    let table = workspace().join(TABLE);
-    let before = fs::read_to_string(&table).unwrap_or_default();
     let headers = if options.headers.is_empty() {
         installed()
     } else {
@@ -45,25 +67,38 @@ pub fn run(options: &Options) -> Result<()> {
         !headers.is_empty(),
         "no Python.h found: name a directory that holds one"
     );
+    for table in &TABLES {
+        make(table, &headers, options.check)?;
+    }
+    Ok(())
+}
+
+fn make(table: &Table, headers: &[PathBuf], check: bool) -> Result<()> {
+    let path = workspace().join(table.path);
+    let before = fs::read_to_string(&path).unwrap_or_default();
     let mut names = Vec::new();
     let mut rows = BTreeMap::new();
     let work = std::env::temp_dir().join(format!("memwatch-python-layouts-{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     let asked = headers
         .iter()
-        .try_for_each(|include| ask_all(include, &work, &mut names, &mut rows));
+        .try_for_each(|include| ask_all(table, include, &work, &mut names, &mut rows));
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     asked?;
-    let after = merge(&before, &names, &rows)?;
-    if options.check {
-        ensure!(
-            after == before,
-            "{TABLE} is not what the headers say: run cargo xtask python-layouts"
-        );
-        println!("{} builds of CPython are as {TABLE} says", rows.len());
+    if rows.is_empty() {
         return Ok(());
     }
-    fs::write(&table, after).with_context(|| format!("cannot write {}", table.display()))
+    let after = merge(&before, &names, &rows)?;
+    if check {
+        ensure!(
+            after == before,
+            "{} is not what the headers say: run cargo xtask python-layouts",
+            table.path
+        );
+        println!("{} builds of CPython are as {} says", rows.len(), table.path);
+        return Ok(());
+    }
+    fs::write(&path, after).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The headers of the interpreters on this machine.
@@ -84,23 +119,28 @@ fn installed() -> Vec<PathBuf> {
 }
 
 fn ask_all(
+    table: &Table,
     include: &Path,
     work: &Path,
     names: &mut Vec<String>,
     rows: &mut BTreeMap<Build, Vec<i64>>,
 ) -> Result<()> {
     let minor = minor_version(include)?;
-    if minor < 8 {
+    if minor < table.first_minor {
         return Ok(());
     }
     for debug in [false, true] {
         for free_threaded in [false, true] {
-            if free_threaded && minor < 13 {
+            if free_threaded && minor < FIRST_FREE_THREADED || !free_threaded && table.free_threaded_only {
                 continue;
             }
-            let fields = ask(include, work, debug, free_threaded)?;
+            let fields = ask(table.program, include, work, debug, free_threaded)?;
             let (these, values): (Vec<_>, Vec<_>) =
                 fields.into_iter().filter(|(name, _)| name != "version").unzip();
+            // Structures that the C program does not know.
+            if these.is_empty() {
+                continue;
+            }
             if names.is_empty() {
                 names.clone_from(&these);
             }
@@ -130,9 +170,9 @@ fn minor_version(include: &Path) -> Result<u32> {
         .with_context(|| format!("{} names no version", path.display()))
 }
 
-fn ask(include: &Path, work: &Path, debug: bool, free_threaded: bool) -> Result<Fields> {
+fn ask(program_text: &str, include: &Path, work: &Path, debug: bool, free_threaded: bool) -> Result<Fields> {
     let (source, program) = (work.join("offsets.c"), work.join("offsets"));
-    fs::write(&source, PROGRAM).context("cannot write the C program")?;
+    fs::write(&source, program_text).context("cannot write the C program")?;
     let mut compiler = Command::new("cc");
     compiler.arg("-w").arg("-o").arg(&program).arg(&source);
     compiler

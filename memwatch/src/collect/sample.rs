@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use memwatch_common::{Event, ProcessState, SiteKey, SiteTotals, counter::COUNTERS};
 
 use crate::model::report::Limit;
-use crate::python::pymalloc::SIZE_CLASSES;
+use crate::python::classes::CLASSES;
 
 /// Edges of the age histogram of live blocks, in seconds; one more bucket holds all that is older.
 pub const AGE_EDGES_SECONDS: [f64; 8] = [1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
@@ -22,7 +22,7 @@ pub struct Sample {
     /// When the pools were read for that, if they were.
     pub pools_ns: Option<u64>,
     /// The processes of these, by instance: how each uses its size classes.
-    pub pool_classes: Vec<(u32, [ClassUse; SIZE_CLASSES])>,
+    pub pool_classes: Vec<(u32, [ClassUse; CLASSES])>,
     /// In the order in which the kernel side sent them.
     pub events: Vec<Event>,
     /// Every watched process that has not ended, by pid.

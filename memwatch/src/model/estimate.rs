@@ -8,9 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use memwatch_common::python::POOL_BYTES;
-
 use crate::collect::sample::{ClassBytes, ClassUse};
+use crate::python::classes;
 use crate::python::pymalloc::ALIGNMENT;
 
 /// Of whom not one of many pools was opened, blocks of at most so many pools were put there in 95 of 100 cases.
@@ -96,8 +95,9 @@ impl Share {
         }
         let mut sum = Doubt::default();
         for ((instance, class), part) in &self.0 {
-            let doubt = part.doubt(&of(*instance, *class)?);
-            sum.less = sum.less.saturating_add(doubt.less);
+            let doubt = part.doubt(*class, &of(*instance, *class)?);
+            let spare = classes::spare(*class, part.bytes);
+            sum.less = sum.less.saturating_add(doubt.less).saturating_add(spare);
             sum.more = sum.more.saturating_add(doubt.more);
             sum.taken = sum.taken.saturating_add(part.bytes);
         }
@@ -107,7 +107,11 @@ impl Share {
 
 impl Part {
     /// But for what the blocks take.
-    fn doubt(&self, all: &ClassUse) -> Doubt {
+    fn doubt(&self, class: u8, all: &ClassUse) -> Doubt {
+        if !classes::is_shared(class) {
+            return Doubt::default();
+        }
+        let pool_bytes = classes::pool_bytes(class);
         let others = all.bytes.saturating_sub(self.bytes);
         let is_shared = all.openers > self.openers;
         match (self.before, self.openers) {
@@ -124,12 +128,12 @@ impl Part {
             // All that there is.
             (true, _) => Doubt::default(),
             (false, _) => Doubt {
-                less: if self.bytes < MANY_POOLS * POOL_BYTES {
+                less: if self.bytes < MANY_POOLS * pool_bytes {
                     self.bytes
                 } else {
-                    UNSEEN_POOLS * POOL_BYTES
+                    UNSEEN_POOLS * pool_bytes
                 },
-                more: others.saturating_add(UNSEEN_POOLS * POOL_BYTES),
+                more: others.saturating_add(UNSEEN_POOLS * pool_bytes),
                 taken: 0,
             },
         }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use memwatch_common::python::OpenedPool;
+use memwatch_common::python::{OpenedPool, POOL_BYTES};
 use memwatch_common::stack::STACK_BEFORE;
 
 use super::*;
@@ -142,6 +142,7 @@ impl Heap {
         let pool = Pool {
             address: (at as u64 + 1) * POOL_BYTES,
             size_class: class,
+            block_bytes: block_bytes(class),
             in_use: 1,
         };
         if at == self.pools.len() {

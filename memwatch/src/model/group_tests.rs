@@ -9,7 +9,7 @@ use super::super::report::{Container, FrameKind};
 use super::super::testing::{SECOND, blocks, key, sample};
 use super::*;
 use crate::collect::sample::{ClassBytes, ClassUse, Held, LiveScan, PoolTotals, Sample};
-use crate::python::pymalloc::SIZE_CLASSES;
+use crate::python::classes::CLASSES;
 use crate::symbolize::names::{NamedStack, StackTable};
 
 const NOW: u64 = 110 * SECOND;
@@ -586,7 +586,7 @@ fn what_is_in_pools_is_an_estimate_and_has_an_interval() {
             bytes: 64_000,
         }],
     };
-    let mut uses = [ClassUse::default(); SIZE_CLASSES];
+    let mut uses = [ClassUse::default(); CLASSES];
     uses[3] = ClassUse {
         bytes: 64_000 + 160,
         openers: 1,

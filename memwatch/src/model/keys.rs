@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use memwatch_common::Domain;
-use memwatch_common::hist::{size_bucket, size_bucket_below};
+use memwatch_common::hist::size_bucket_below;
 use memwatch_common::stack::STACK_BEFORE;
 
 use super::counts::SiteId;
@@ -12,7 +12,7 @@ use super::plumbing;
 use super::processes::{Instance, Processes};
 use super::query::GroupBy;
 use super::report::Frame;
-use crate::python::pymalloc::block_bytes;
+use crate::python::classes;
 
 /// Frames named in the key of a stack.
 const KEY_FRAMES: usize = 5;
@@ -35,7 +35,7 @@ impl GroupKey {
     /// Whether small Python objects of this size class can be in the group.
     pub fn has_class(&self, class: u8) -> bool {
         match self {
-            Self::Size(bucket) => size_bucket(block_bytes(usize::from(class))) == *bucket,
+            Self::Size(bucket) => classes::is_in_bucket(class, *bucket),
             _ => true,
         }
     }

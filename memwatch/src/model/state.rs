@@ -15,7 +15,7 @@ use super::mappings::{MappingSet, Untracked};
 use super::processes::{MAX_ENDED, ProcessFacts, Processes};
 use super::report::{Delta, Limit};
 use crate::collect::sample::{ClassBytes, ClassUse, Held, LiveScan, PoolTotals, Sample, SiteAges};
-use crate::python::pymalloc::SIZE_CLASSES;
+use crate::python::classes::CLASSES;
 
 pub mod replay;
 
@@ -81,7 +81,7 @@ pub struct Model {
     live: Option<LiveScan>,
     /// When Python's pools were last read; 0: never.
     pools_ns: u64,
-    pool_classes: HashMap<u32, [ClassUse; SIZE_CLASSES]>,
+    pool_classes: HashMap<u32, [ClassUse; CLASSES]>,
     /// Sites and events that carried a number with no meaning here.
     undecoded: u64,
     /// Only in a model that a recording was read into: what there is no [`MappingSet`] to tell.

@@ -164,7 +164,11 @@ pub fn plan(symbols: &ModuleSymbols, bytes: &[u8], module_name: &str, abilities:
     }
     let python = python_file(symbols, bytes, &plan.module, *abilities);
     let inlined = python.as_ref().filter(|python| python.allocator.is_inlined());
-    let candidates = place_all(symbols, bytes, *abilities, inlined.is_some(), &mut plan);
+    let own = python.as_ref().map_or(Own::default(), |python| Own {
+        inlined: python.allocator.is_inlined(),
+        mimalloc: python.free_threaded,
+    });
+    let candidates = place_all(symbols, bytes, *abilities, own, &mut plan);
     let forwards = forwards(symbols, bytes, &candidates);
     let (mut allocates, mut frees) = (false, false);
     for candidate in candidates {
@@ -239,11 +243,20 @@ fn chosen(function: &FoundFunction) -> &'static Known {
     function.names[0]
 }
 
+/// What the CPython in a file has of its own.
+#[derive(Clone, Copy, Default)]
+struct Own {
+    /// Its allocator was put into its callers.
+    inlined: bool,
+    /// All its objects are in a mimalloc that nobody else asks.
+    mimalloc: bool,
+}
+
 fn place_all<'a>(
     symbols: &'a ModuleSymbols,
     bytes: &[u8],
     abilities: Abilities,
-    inlined: bool,
+    own: Own,
     plan: &mut ModulePlan,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
@@ -253,10 +266,14 @@ fn place_all<'a>(
             if !abilities.python {
                 continue;
             }
-            if inlined {
+            if own.inlined {
                 plan.skip(known.name, INLINED_PYTHON);
                 continue;
             }
+        }
+        if own.mimalloc && known.family == Family::Mimalloc {
+            plan.skip(known.name, OWN_MIMALLOC);
+            continue;
         }
         for other in function
             .names
@@ -295,7 +312,8 @@ fn python_file(
     abilities: Abilities,
 ) -> Option<PythonFile> {
     let python = |function: &FoundFunction| chosen(function).family == Family::Python;
-    let wanted = abilities.python || abilities.pools;
+    let mimalloc = |function: &FoundFunction| chosen(function).family == Family::Mimalloc;
+    let wanted = abilities.python || abilities.pools || symbols.functions.iter().any(mimalloc);
     if !wanted || !symbols.functions.iter().any(python) {
         return None;
     }
@@ -307,20 +325,33 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
     if !abilities.pools || abilities.python && !file.allocator.is_inlined() {
         return Vec::new();
     }
+    if file.free_threaded {
+        let page = file.fresh_page.and_then(|address| {
+            // `f(heap, queue, size)`
+            let point = new_pool_point(symbols, bytes, file, (address, Function::Reallocarray), abilities)?;
+            Some(Point {
+                symbol: "mimalloc (a page begins)",
+                id: 0,
+                ..point
+            })
+        });
+        return page.into_iter().collect();
+    }
     let function = file
         .allocator
         .new_pool
-        .and_then(|address| new_pool_point(symbols, bytes, file, address, abilities));
+        .and_then(|address| new_pool_point(symbols, bytes, file, (address, Function::PythonPool), abilities));
     let sites = file.allocator.pool_sites.iter();
     let sites = sites.filter_map(|site| pool_site_point(symbols, site));
     function.into_iter().chain(sites).collect()
 }
 
+/// `like`: a function whose arguments are as those that are read of this one.
 fn new_pool_point(
     symbols: &ModuleSymbols,
     bytes: &[u8],
     file: &PythonFile,
-    address: u64,
+    (address, like): (u64, Function),
     abilities: Abilities,
 ) -> Option<Point> {
     let code = Code {
@@ -329,7 +360,7 @@ fn new_pool_point(
         size: None,
         limit: None,
     };
-    let placement = placer::place(symbols.machine, &code, Function::PythonPool, abilities.emulation).ok()?;
+    let placement = placer::place(symbols.machine, &code, like, abilities.emulation).ok()?;
     Some(Point {
         offset: symbols.code_offset(address)? + u64::from(placement.offset_from_entry),
         address,
@@ -366,6 +397,8 @@ fn pool_site_point(symbols: &ModuleSymbols, site: &PoolSite) -> Option<Point> {
         },
     })
 }
+
+const OWN_MIMALLOC: &str = "of CPython's own mimalloc, which none but CPython asks";
 
 const INLINED_PYTHON: &str =
     "its code was put into its callers when this CPython was built: the calls that are left are few";

@@ -103,8 +103,13 @@ impl AllocatorFacts {
         }
         let [raw, _, object] = facts.slots;
         let at_start = |slot: Option<u64>| default(elf, slot?, build.debug);
-        facts.pymalloc =
-            symbol(elf, &["_PyObject_Malloc", "_PyObject_MiMalloc"]).or_else(|| at_start(object));
+        // Newer builds have both, and use one.
+        let [malloc, calloc] = if build.free_threaded {
+            ["_PyObject_MiMalloc", "_PyObject_MiCalloc"]
+        } else {
+            ["_PyObject_Malloc", "_PyObject_Calloc"]
+        };
+        facts.pymalloc = symbol(elf, &[malloc]).or_else(|| at_start(object));
         // In builds for debugging the slots hold a layer.
         let calloc_at_start = |slot: Option<u64>| {
             at_start(
@@ -112,8 +117,7 @@ impl AllocatorFacts {
                     .map(|malloc| malloc + CALLOC - MALLOC),
             )
         };
-        facts.pymalloc_calloc =
-            symbol(elf, &["_PyObject_Calloc", "_PyObject_MiCalloc"]).or_else(|| calloc_at_start(object));
+        facts.pymalloc_calloc = symbol(elf, &[calloc]).or_else(|| calloc_at_start(object));
         facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
         facts.inlined = facts
             .pymalloc

@@ -312,7 +312,14 @@ const AT_ENTRY: gimli::CfaRule<usize> = gimli::CfaRule::RegisterAndOffset {
 
 /// Names that are looked up: CPython's own, and those that compilers and linkers make of them.
 fn matters(name: &str) -> bool {
-    const OTHERS: [&str; 4] = ["arenas", "maxarenas", "allocate_from_new_pool", "new_arena"];
+    const OTHERS: [&str; 6] = [
+        "arenas",
+        "maxarenas",
+        "allocate_from_new_pool",
+        "new_arena",
+        "_mi_segment_page_alloc",
+        "mi_page_fresh_alloc",
+    ];
     name.starts_with("Py")
         || name.starts_with("_Py")
         || name.starts_with("_TAIL_CALL_")

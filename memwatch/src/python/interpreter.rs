@@ -12,7 +12,8 @@ use super::domains;
 use super::eval::NativeCode;
 use super::file::{self, ElfBytes, FilePart};
 use super::layout;
-use super::memory::{Memory, Unreadable};
+use super::memory::{Memory, Unreadable, u64_at};
+use super::mimalloc;
 use super::offsets::{self, Build, Offsets};
 use super::pymalloc::{self, ArenaList, Geometry, PoolsError};
 use super::thread_state::{self, CLibrary, Way};
@@ -28,6 +29,10 @@ pub struct PythonFile {
     /// The micro number is not known of all stripped builds.
     pub version: Version,
     pub debug: bool,
+    /// All objects are in mimalloc's pages.
+    pub free_threaded: bool,
+    /// The function that takes one of these into use and returns its head, where it could be found.
+    pub fresh_page: Option<u64>,
     /// `PyCode_Type`
     pub code_type: Option<u64>,
     /// The variable with the thread state, where there is one (3.15 on).
@@ -53,7 +58,7 @@ impl PythonFile {
         let build = Build {
             version,
             debug,
-            free_threaded: false,
+            free_threaded: free_threaded(&elf, version, runtime),
         };
         let Some(offsets) = offsets::of(build) else {
             return Some(Err(PythonError::unknown(version)));
@@ -64,6 +69,8 @@ impl PythonFile {
             runtime,
             version,
             debug,
+            free_threaded: build.free_threaded,
+            fresh_page: build.free_threaded.then(|| mimalloc::fresh_page(&elf)).flatten(),
             code_type: elf.symbol("PyCode_Type").map(|symbol| symbol.address),
             thread_state: thread_state(&elf),
             domains: domains::of(&elf, &allocator, native.whole_file()),
@@ -200,10 +207,15 @@ impl Interpreter {
         pymalloc::arena_lists(self.build.version, &self.offsets, runtime, &variables, memory)
     }
 
-    /// All pools with blocks in use, now.
-    pub fn pools(&self, memory: &impl Memory) -> Result<pymalloc::Pools, PoolsError> {
+    /// All pools with blocks in use, now; in free-threaded builds the pages of mimalloc. `known` are some of these that
+    /// were taken into use.
+    pub fn pools(&self, known: &[u64], memory: &impl Memory) -> Result<pymalloc::Pools, PoolsError> {
         if self.build.free_threaded {
-            return Err(PoolsError::Unknown);
+            let layout = mimalloc::Layout::of(self.build).ok_or(PoolsError::Unknown)?;
+            let runtime = self.file.runtime.wrapping_add(self.bias);
+            let states =
+                thread_state::thread_states(&self.offsets, runtime, memory).ok_or(PoolsError::Unknown)?;
+            return mimalloc::read(layout, &states, known, memory);
         }
         pymalloc::read(&self.arena_lists(memory)?, self.geometry(), memory)
     }
@@ -267,6 +279,13 @@ fn checked(
         }
     }
     result
+}
+
+/// What `_PyRuntime` says of itself in the file: its first fields are there before the program runs.
+fn free_threaded(elf: &ElfBytes<'_>, version: Version, runtime: u64) -> bool {
+    const COOKIE: &[u8] = b"xdebugpy";
+    let told = elf.bytes_at(runtime).filter(|bytes| bytes.starts_with(COOKIE));
+    version.minor() >= 13 && told.and_then(|bytes| u64_at(bytes, FREE_THREADED as usize)) == Some(1)
 }
 
 /// The exact version: a constant since 3.11, before that a string that `Py_GetVersion` names.

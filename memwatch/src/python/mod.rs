@@ -8,6 +8,7 @@
 
 pub mod allocator;
 pub mod asked;
+pub mod classes;
 pub mod code;
 mod copied;
 mod decode_x86;
@@ -20,6 +21,7 @@ pub mod layout;
 pub mod lines;
 pub mod memory;
 pub mod merge;
+pub mod mimalloc;
 pub mod offsets;
 pub mod pool_sites;
 pub mod pymalloc;

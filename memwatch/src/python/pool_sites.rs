@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
 
-use super::pymalloc::{ALIGNMENT, Pool, SIZE_CLASSES, block_bytes};
+use super::classes::{self, CLASSES};
+use super::pymalloc::Pool;
 use crate::collect::sample::{ClassBytes, ClassUse};
 
 /// A stack's small objects.
@@ -28,9 +29,9 @@ struct Held {
 impl Held {
     /// What each block was asked for with: what the first one was, or what a block takes where that is not known.
     fn asked(&self) -> u64 {
-        let takes = block_bytes(self.pool.size_class);
+        let takes = self.pool.block_bytes;
         let asked = self.opened.asked;
-        if asked > takes - ALIGNMENT && asked <= takes {
+        if classes::fits(self.pool.size_class, takes, asked) {
             asked
         } else {
             takes
@@ -70,7 +71,10 @@ impl PoolSites {
             };
             let known = before.remove(&pool.address);
             // A size class never changes while a pool is in use.
-            let same = |known: &Held| known.opened == now.opened && known.pool.size_class == pool.size_class;
+            let same = |known: &Held| {
+                let of = |held: &Held| (held.opened, held.pool.size_class, held.pool.block_bytes);
+                of(known) == of(&now)
+            };
             let had = match known {
                 Some(known) if same(&known) => known.pool.in_use,
                 Some(known) => {
@@ -108,8 +112,8 @@ impl PoolSites {
     }
 
     /// How the process uses its size classes.
-    pub fn uses(&self) -> [ClassUse; SIZE_CLASSES] {
-        let mut uses = [ClassUse::default(); SIZE_CLASSES];
+    pub fn uses(&self) -> [ClassUse; CLASSES] {
+        let mut uses = [ClassUse::default(); CLASSES];
         for ((class, stack), bytes) in &self.classes {
             if let Some(used) = uses.get_mut(usize::from(*class)) {
                 used.bytes += bytes;
@@ -148,7 +152,7 @@ impl PoolSites {
         let (stack, class) = (held.opened.stack, held.pool.size_class);
         self.site(stack).change(held, from, to);
         let bytes = self.classes.entry((class as u8, stack)).or_default();
-        let size = block_bytes(class);
+        let size = held.pool.block_bytes;
         *bytes = (*bytes + to * size).saturating_sub(from * size);
     }
 
@@ -174,13 +178,14 @@ impl PoolSite {
         totals.freed_objects += less;
         totals.freed_bytes += less * size;
         // As what it is counted in is found by its size class.
-        totals.sizes[size_bucket(block_bytes(held.pool.size_class))] += more;
+        totals.sizes[size_bucket(held.pool.block_bytes)] += more;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::python::pymalloc::block_bytes;
 
     const A: u64 = 0x7f00_0000_0000;
     const B: u64 = 0x7f00_0000_4000;
@@ -189,6 +194,7 @@ mod tests {
         Pool {
             address,
             size_class,
+            block_bytes: block_bytes(size_class),
             in_use,
         }
     }
@@ -228,6 +234,30 @@ mod tests {
         assert_eq!(inuse(&sites, 7), (640, 10, 1));
         assert_eq!(inuse(&sites, 8), (80, 5, 1));
         assert_eq!(sites.sites[&7].totals.sizes[size_bucket(64)], 10);
+    }
+
+    #[test]
+    fn a_block_with_a_page_of_its_own_is_as_large_as_it_was_asked_for_with() {
+        let mut sites = PoolSites::default();
+        let page = |address, block_bytes: u64| Pool {
+            address,
+            size_class: classes::of_page(0, block_bytes).unwrap().into(),
+            block_bytes,
+            in_use: 1,
+        };
+        let mut by = opened(&[(A, 7, 100), (B, 7, 200)]);
+        by.entry(A).or_default().asked = 200_704;
+        // From another time.
+        by.entry(B).or_default().asked = 100_000;
+        sites
+            .update(&[page(A, 256 << 10), page(B, 512 << 10)], &by)
+            .for_each(drop);
+        assert_eq!(inuse(&sites, 7), (200_704 + (512 << 10), 2, 2));
+        let taken: u64 = sites.classes(7).iter().map(|class| class.bytes).sum();
+        assert_eq!(taken, (256 << 10) + (512 << 10));
+        // Another block at the same place.
+        sites.update(&[page(A, 1 << 20)], &by).for_each(drop);
+        assert_eq!(inuse(&sites, 7), (1 << 20, 1, 1));
     }
 
     #[test]

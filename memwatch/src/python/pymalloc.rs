@@ -27,7 +27,7 @@ const MOST_ARENAS: u32 = 1 << 20;
 pub enum PoolsError {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
-    #[error("pymalloc's arenas are not where they are expected")]
+    #[error("the allocator's arenas are not where they are expected")]
     Implausible,
     #[error("this build of CPython has no pymalloc that could be read")]
     Unknown,
@@ -75,13 +75,15 @@ pub const fn block_bytes(size_class: usize) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
     pub address: u64,
+    /// See [`super::classes`].
     pub size_class: usize,
+    pub block_bytes: u64,
     pub in_use: u64,
 }
 
 impl Pool {
     pub const fn bytes_in_use(&self) -> u64 {
-        self.in_use * block_bytes(self.size_class)
+        self.in_use.saturating_mul(self.block_bytes)
     }
 }
 
@@ -191,6 +193,7 @@ pub fn pool(address: u64, geometry: Geometry, memory: &impl Memory) -> Option<Po
     possible.then_some(Pool {
         address,
         size_class,
+        block_bytes: block_bytes(size_class),
         in_use,
     })
 }

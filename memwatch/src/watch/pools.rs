@@ -26,6 +26,9 @@ use crate::{
     symbolize::python::PythonNames,
 };
 
+/// So often memory that changes is read before it is called unknown.
+const TRIES: usize = 3;
+
 /// Reading the heads of all pools may take one part in so many of the time.
 const SHARE_OF_TIME: u32 = 10;
 
@@ -47,7 +50,7 @@ impl Pools {
         })
     }
 
-    /// A process whose interpreter is known now. Gives why its small objects will not be shown, if they will not.
+    /// A process whose interpreter is known now. Gives why its small objects will not be shown as wanted, if they will not.
     pub fn add(
         &mut self,
         instance: u32,
@@ -58,14 +61,6 @@ impl Pools {
         if self.mode == PythonMode::Off || self.mode == PythonMode::Exact && !allocator.is_inlined() {
             return None;
         }
-        // Such a build has pymalloc's code too, and never runs it.
-        if interpreter.build.free_threaded {
-            return Some(if self.mode == PythonMode::Exact {
-                "Python objects are shown in part: this free-threaded build has its allocator inlined, and of what is handed out there only blocks up to 512 bytes are counted, and none as in use"
-            } else {
-                "Python objects are not shown: a free-threaded build has them all in mimalloc's pages (--python exact shows them)"
-            });
-        }
         let active = interpreter.active_allocator(PythonDomain::Object, memory);
         // Each block is libc's then.
         if active
@@ -75,6 +70,10 @@ impl Pools {
         {
             return None;
         }
+        // Such a build has pymalloc's code too, and never runs it.
+        if interpreter.build.free_threaded {
+            return self.add_free_threaded(instance, interpreter, memory);
+        }
         if allocator.new_pool.is_none() && allocator.pool_sites.is_empty() {
             return Some(
                 "small Python objects are not shown: it could not be found where this build begins a pool",
@@ -82,6 +81,29 @@ impl Pools {
         }
         self.processes.entry(instance).or_default();
         None
+    }
+
+    fn add_free_threaded(
+        &mut self,
+        instance: u32,
+        interpreter: &Interpreter,
+        memory: &ProcessMemory,
+    ) -> Option<&'static str> {
+        if interpreter.file.fresh_page.is_none() {
+            return Some(
+                "Python objects are not shown: it could not be found where this free-threaded build takes a page of mimalloc into use (--python exact shows them if its allocator is not inlined)",
+            );
+        }
+        // What is read changes meanwhile.
+        if (0..TRIES).all(|_| interpreter.pools(&[], memory).is_err()) {
+            return Some(
+                "Python objects are not shown: mimalloc's pages are not as this memwatch knows them from 3.13 and 3.14.0 to 3.14.7 (--python exact shows them if its allocator is not inlined)",
+            );
+        }
+        self.processes.entry(instance).or_default();
+        (self.mode == PythonMode::Exact).then_some(
+            "Python objects are estimated by mimalloc's pages: this free-threaded build has its allocator inlined, and few of its blocks or none are counted one by one",
+        )
     }
 
     /// A child runs its parent's interpreter. What it has of its parent was there before it.
@@ -126,13 +148,15 @@ impl Pools {
 
     fn read_all(&mut self, names: &PythonNames, sample: &mut Sample) -> Result<()> {
         let began_ns = clock::monotonic_ns();
+        let mut known = self.known_pages(names)?;
         // A process that has ended, or is just starting, has no pools to be read.
         let found: HashMap<u32, Vec<Pool>> = self
             .processes
             .keys()
             .filter_map(|instance| {
                 let (interpreter, memory) = names.process(*instance)?;
-                Some((*instance, interpreter.pools(memory).ok()?.pools))
+                let known = known.remove(instance).unwrap_or_default();
+                Some((*instance, interpreter.pools(&known, memory).ok()?.pools))
             })
             .collect();
         // After the pools themselves: one that was opened meanwhile is not taken for an old one.
@@ -161,7 +185,12 @@ impl Pools {
                     classes: sites.classes(stack),
                 }));
             sample.pool_classes.push((*instance, sites.uses()));
-            let gone = |address: &u64, pool: &OpenedPool| pool.born_ns < began_ns && !sites.holds(*address);
+            // mimalloc uses an empty page again without taking it into use anew.
+            let kept = pools.iter().filter(|pool| pool.in_use == 0);
+            let kept: HashSet<u64> = kept.map(|pool| pool.address).collect();
+            let gone = |address: &u64, pool: &OpenedPool| {
+                pool.born_ns < began_ns && !sites.holds(*address) && !kept.contains(address)
+            };
             let gone: Vec<LiveKey> = opened
                 .iter()
                 .filter(|(address, pool)| gone(address, pool))
@@ -170,6 +199,29 @@ impl Pools {
             self.take_out(&gone, opened);
         }
         Ok(())
+    }
+
+    /// Pages of mimalloc that were taken into use: very large blocks are found by these.
+    fn known_pages(&self, names: &PythonNames) -> Result<HashMap<u32, Vec<u64>>> {
+        let free_threaded = |instance: &u32| {
+            let process = names.process(*instance);
+            process.is_some_and(|(interpreter, _)| interpreter.build.free_threaded)
+        };
+        let mut known: HashMap<u32, Vec<u64>> = self
+            .processes
+            .keys()
+            .filter(|instance| free_threaded(instance))
+            .map(|instance| (*instance, Vec::new()))
+            .collect();
+        if !known.is_empty() {
+            batch::for_each(self.map.as_fd(), |key: &LiveKey, _: &OpenedPool| {
+                if let Some(pages) = known.get_mut(&key.instance) {
+                    pages.push(key.address());
+                }
+            })
+            .context("cannot read who opened Python's pages")?;
+        }
+        Ok(known)
     }
 
     /// Makes room, unless a pool has been opened again meanwhile.

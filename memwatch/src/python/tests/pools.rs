@@ -32,7 +32,7 @@ fn blocks_in_use_are_those_that_the_interpreter_counts() {
         let (running, line) = Running::start(&path, SCRIPT, &[]);
         let python = running.attach();
         let memory = running.memory();
-        let pools = python.pools(&memory).unwrap();
+        let pools = python.pools(&[], &memory).unwrap();
         let geometry = python.geometry();
         let classes = pools.classes(geometry);
         let (rows, blocks) = line.split_once(' ').unwrap();

@@ -90,7 +90,7 @@ fn pools_are_found_without_symbols() {
         let (running, blocks) = Running::start(&path, script, &[("LD_PRELOAD", preload)]);
         assert_eq!(running.python_file().0, copy);
         let python = running.attach();
-        let pools = python.pools(&running.memory());
+        let pools = python.pools(&[], &running.memory());
         let pools = pools.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let blocks: u64 = blocks.parse().unwrap();
         assert!(pools.blocks_in_use() > 100_000, "{}", file.display());
