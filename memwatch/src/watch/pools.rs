@@ -97,7 +97,7 @@ impl Pools {
         // What is read changes meanwhile.
         if (0..TRIES).all(|_| interpreter.pools(&[], memory).is_err()) {
             return Some(
-                "Python objects are not shown: mimalloc's pages are not as this memwatch knows them from 3.13 and 3.14.0 to 3.14.7 (--python exact shows them if its allocator is not inlined)",
+                "Python objects are not shown: mimalloc's pages are not as this memwatch knows them from 3.13.5 and 3.14.7 (--python exact shows them if its allocator is not inlined)",
             );
         }
         self.processes.entry(instance).or_default();
