@@ -37,7 +37,10 @@ use crate::{
     symbolize::{Symbolizer, names::StackNames},
     target::{ProcRoot, describe::Describer, modules::ProcessModules, rss::SelfUsage},
     unwind::publish::Publisher,
-    watch::{pools::Pools, pythons::Pythons},
+    watch::{
+        pools::{NotShown, Pools},
+        pythons::Pythons,
+    },
 };
 
 pub mod clock;
@@ -275,8 +278,14 @@ impl Watch {
         }
     }
 
-    fn no_pools(&mut self, why: &str) {
-        self.notice(why.to_owned(), Effect::Stacks);
+    fn no_pools(&mut self, why: NotShown) {
+        // Without its pools a process has its large blocks still, which are libc's; without its pages it has none.
+        let effect = match why {
+            NotShown::Pools(_) => Effect::Stacks,
+            NotShown::Pages(_) => Effect::Totals,
+        };
+        let (NotShown::Pools(why) | NotShown::Pages(why)) = why;
+        self.notice(why.to_owned(), effect);
     }
 
     /// A child runs its parent's interpreter.

@@ -326,7 +326,8 @@ fn pool_points(symbols: &ModuleSymbols, bytes: &[u8], file: &PythonFile, abiliti
         return Vec::new();
     }
     if file.free_threaded {
-        let page = file.fresh_page.and_then(|address| {
+        // Of builds for debugging it is not known what is in a page.
+        let page = file.fresh_page.filter(|_| !file.debug).and_then(|address| {
             // `f(heap, queue, size)`
             let point = new_pool_point(symbols, bytes, file, (address, Function::Reallocarray), abilities)?;
             Some(Point {

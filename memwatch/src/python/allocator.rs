@@ -307,9 +307,11 @@ fn code_references(elf: &ElfBytes<'_>, target: u64) -> usize {
 
 /// How often code calls the function that a slot holds.
 fn calls_through(elf: &ElfBytes<'_>, offsets: &Offsets, slot: u64) -> usize {
-    // A shared library reaches its runtime by a register.
+    // A shared library reaches its runtime by a register. In a program that has CPython in it calls at such a distance
+    // can be anybody's: of virtual functions, say.
     let distance = offsets
         .runtime_allocators
+        .filter(|_| elf.soname().is_some())
         .and_then(|_| u32::try_from(slot.wrapping_sub(elf.runtime()?)).ok());
     elf.code_sections()
         .map(|(address, bytes, _)| decode_x86::calls_through(address, bytes, slot, distance))

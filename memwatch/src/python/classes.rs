@@ -103,7 +103,7 @@ pub const fn spare(class: u8, bytes: u64) -> u64 {
             let most = block - shared_bytes(size - 1) - 1;
             bytes / block * most.saturating_sub(SPARE)
         }
-        // Their pages are multiples of 64 KiB, above 512 KiB of that; above 8 MiB the block was rounded before.
+        // Their pages are multiples of 64 KiB, above 512 KiB of that; the block is rounded before, too.
         Kind::Alone => match class - FIRST_ALONE {
             0 => bytes / 3,
             1 | 4 => bytes / 4,

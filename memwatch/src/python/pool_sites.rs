@@ -153,7 +153,8 @@ impl PoolSites {
         self.site(stack).change(held, from, to);
         let bytes = self.classes.entry((class as u8, stack)).or_default();
         let size = held.pool.block_bytes;
-        *bytes = (*bytes + to * size).saturating_sub(from * size);
+        let (more, less) = (to.saturating_mul(size), from.saturating_mul(size));
+        *bytes = bytes.saturating_add(more).saturating_sub(less);
     }
 
     fn open(&mut self, held: &Held, changed: &mut HashSet<u64>) {
@@ -173,10 +174,12 @@ impl PoolSite {
         let size = held.asked();
         let totals = &mut self.totals;
         let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
-        totals.alloc_objects += more;
-        totals.alloc_bytes += more * size;
-        totals.freed_objects += less;
-        totals.freed_bytes += less * size;
+        // What a process says of itself may be anything.
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut totals.alloc_objects, more);
+        add(&mut totals.alloc_bytes, more.saturating_mul(size));
+        add(&mut totals.freed_objects, less);
+        add(&mut totals.freed_bytes, less.saturating_mul(size));
         // As what it is counted in is found by its size class.
         totals.sizes[size_bucket(held.pool.block_bytes)] += more;
     }

@@ -32,6 +32,15 @@ const TRIES: usize = 3;
 /// Reading the heads of all pools may take one part in so many of the time.
 const SHARE_OF_TIME: u32 = 10;
 
+/// Why a process's objects are not shown as wanted.
+#[derive(Clone, Copy, Debug)]
+pub enum NotShown {
+    /// Small ones only.
+    Pools(&'static str),
+    /// All of a free-threaded build.
+    Pages(&'static str),
+}
+
 pub struct Pools {
     map: OwnedFd,
     pub mode: PythonMode,
@@ -56,7 +65,7 @@ impl Pools {
         instance: u32,
         interpreter: &Interpreter,
         memory: &ProcessMemory,
-    ) -> Option<&'static str> {
+    ) -> Option<NotShown> {
         let allocator = &interpreter.file.allocator;
         if self.mode == PythonMode::Off || self.mode == PythonMode::Exact && !allocator.is_inlined() {
             return None;
@@ -75,9 +84,9 @@ impl Pools {
             return self.add_free_threaded(instance, interpreter, memory);
         }
         if allocator.new_pool.is_none() && allocator.pool_sites.is_empty() {
-            return Some(
+            return Some(NotShown::Pools(
                 "small Python objects are not shown: it could not be found where this build begins a pool",
-            );
+            ));
         }
         self.processes.entry(instance).or_default();
         None
@@ -88,22 +97,22 @@ impl Pools {
         instance: u32,
         interpreter: &Interpreter,
         memory: &ProcessMemory,
-    ) -> Option<&'static str> {
+    ) -> Option<NotShown> {
         if interpreter.file.fresh_page.is_none() {
-            return Some(
+            return Some(NotShown::Pages(
                 "Python objects are not shown: it could not be found where this free-threaded build takes a page of mimalloc into use (--python exact shows them if its allocator is not inlined)",
-            );
+            ));
         }
         // What is read changes meanwhile.
         if (0..TRIES).all(|_| interpreter.pools(&[], memory).is_err()) {
-            return Some(
+            return Some(NotShown::Pages(
                 "Python objects are not shown: mimalloc's pages are not as this memwatch knows them from 3.13.5 and 3.14.7 (--python exact shows them if its allocator is not inlined)",
-            );
+            ));
         }
         self.processes.entry(instance).or_default();
-        (self.mode == PythonMode::Exact).then_some(
+        (self.mode == PythonMode::Exact).then_some(NotShown::Pools(
             "Python objects are estimated by mimalloc's pages: this free-threaded build has its allocator inlined, and few of its blocks or none are counted one by one",
-        )
+        ))
     }
 
     /// A child runs its parent's interpreter. What it has of its parent was there before it.

@@ -138,9 +138,9 @@ fn mode(report: &Report, options: &TextOptions) -> String {
         if found > 0 {
             let _ = write!(text, " ({probed} of {found} inlined places)");
         }
-        text.push_str(", in use (~) by pymalloc's pools");
+        text.push_str(", in use (~) by CPython's pools");
     } else if !asked.estimated.is_empty() {
-        text.push_str("; small Python objects (~) are estimated from pymalloc's pools");
+        text.push_str("; small Python objects (~) are estimated from CPython's pools");
         if let Some(seconds) = asked.estimated_age_seconds.filter(|seconds| *seconds >= 1.0) {
             let _ = write!(text, ", as they were {seconds:.0} s before");
         }

@@ -28,7 +28,10 @@ pub(super) enum Seen {
     Implausible,
 }
 
-/// The layout with which every thread state has its heaps.
+/// So many thread states tell where the heaps are in all of them.
+const MOST_TO_FIT: usize = 64;
+
+/// The layout with which thread states have their heaps.
 pub(super) fn fitting(
     layout: Layout,
     states: &[ThreadState],
@@ -36,7 +39,7 @@ pub(super) fn fitting(
 ) -> Result<Layout, PoolsError> {
     let fits = |layout: &Layout| {
         let mut heaps = 0;
-        for state in states {
+        for state in states.iter().take(MOST_TO_FIT) {
             match look(layout, state, memory) {
                 Seen::Heaps(_) => heaps += 1,
                 // Threads begin and end meanwhile.

@@ -19,8 +19,8 @@ const TRIES: usize = 3;
 /// What is read of pages themselves in one look, for the blocks that other threads have freed in them.
 const MOST_FREED_BYTES: u64 = 64 << 20;
 
-/// All pages with blocks in use, and those that mimalloc keeps for more blocks of their size. `known` are heads of pages that were taken into use: very large blocks are in no list
-/// of mimalloc's own.
+/// All pages with blocks in use, and those that mimalloc keeps for more blocks of their size. `known` are heads of pages
+/// that were taken into use: very large blocks are in no list of mimalloc's own.
 pub fn read(
     layout: Layout,
     states: &[ThreadState],
@@ -155,6 +155,14 @@ impl<M: Memory> Walk<'_, M> {
 
     fn pool(&mut self, page: &Page) -> Option<Pool> {
         let size_class = classes::of_page(page.heap, page.block_bytes)?;
+        let sound = if classes::is_shared(size_class) {
+            page.bytes <= classes::pool_bytes(size_class)
+        } else {
+            page.used <= 1
+        };
+        if !sound {
+            return None;
+        }
         let in_use = page.used - self.freed_by_others(page).min(page.used);
         Some(Pool {
             address: page.head,

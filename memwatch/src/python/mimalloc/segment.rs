@@ -14,6 +14,9 @@ const SLICES: u64 = SEGMENT_BYTES / SLICE_BYTES;
 /// The block size of larger blocks is their page's.
 const LARGEST: u64 = 2 << 30;
 
+/// Processes have no more memory than that.
+const LARGEST_PAGE: u64 = 1 << 47;
+
 /// The segment that an address is in.
 pub(super) const fn segment_of(address: u64) -> u64 {
     address & !(SEGMENT_BYTES - 1)
@@ -130,6 +133,9 @@ impl Segment {
         let (layout, head) = (&self.layout, self.head(at)?);
         let slices = self.slices(at)?.max(1);
         let bytes = slices * SLICE_BYTES;
+        if bytes > LARGEST_PAGE {
+            return Some(Seen::Odd);
+        }
         let block_bytes = match u64::from(head.u32(layout.page_block_bytes)?) {
             // A span of slices that are free, or about to be used.
             0 | 1 => return Some(Seen::Free),

@@ -114,9 +114,10 @@ fn who_takes_a_pool_has_the_size() {
         let callers = facts.pool_callers.len();
         let known = facts.pool_callers.values().flatten().count();
         println!("{}: {known} of {callers} callers", path.display());
-        assert_eq!(callers > 0, facts.new_pool.is_some(), "{}", path.display());
+        assert!(callers > 0, "{}", path.display());
+        // Where it is no function it is in the middle of another, which may not know the size any more.
         assert!(
-            known * 20 >= callers * 19,
+            facts.new_pool.is_none() || known * 20 >= callers * 19,
             "{}: {known} of {callers}",
             path.display()
         );
