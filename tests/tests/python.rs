@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use memwatch::model::report::{FrameKind, InlinedNote, Report, Row};
 use memwatch_tests::binary::can_watch;
-use memwatch_tests::pythons::{self, Held, given, held, of_debian, of_the_system, pyenv, time_of};
+use memwatch_tests::pythons::{self, Held, held, of_debian, of_the_system, pyenv, time_of};
 use memwatch_tests::watch::nanoseconds;
 use memwatch_tests::{Memwatch, Target, need};
 
@@ -105,14 +105,14 @@ fn stacks_of_the_systems_own() {
     stacks(of_the_system());
 }
 
-/// By hand, with builds that no package has: `MEMWATCH_PYTHON=… cargo test --test python -- --ignored`.
+/// By hand, with builds that no package has: `MEMWATCH_PYTHON=… cargo test --features given --test python of_the_given`.
+#[cfg(feature = "given")]
 mod of_the_given {
     macro_rules! of_the_given {
         ($($check:ident)+) => {$(
             #[test]
-            #[ignore = "needs MEMWATCH_PYTHON"]
             fn $check() {
-                super::$check(super::given());
+                super::$check(memwatch_tests::pythons::given());
             }
         )+};
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use memwatch::model::report::{FrameKind, Report, Row};
 use memwatch_tests::binary::can_watch;
-use memwatch_tests::pythons::{self, Held, given, held, of_debian, of_the_system, pyenv, time_of};
+use memwatch_tests::pythons::{self, Held, held, of_debian, of_the_system, pyenv, time_of};
 use memwatch_tests::{Memwatch, Target, need};
 
 /// The Python frames as the program itself writes them.
@@ -161,13 +161,13 @@ order! {
 }
 
 #[test]
-#[ignore = "needs MEMWATCH_PYTHON"]
+#[cfg(feature = "given")]
 fn order_of_the_given() {
-    order(given());
+    order(pythons::given());
 }
 
 #[test]
-#[ignore = "needs MEMWATCH_PYTHON"]
+#[cfg(feature = "given")]
 fn of_the_given() {
-    kinds(given(), None);
+    kinds(pythons::given(), None);
 }
