@@ -187,6 +187,8 @@ const fn class_of(size: u64) -> usize {
 #[derive(Clone, Copy)]
 struct Line {
     size: u64,
+    /// Of every second block.
+    other_size: u64,
     /// How often, beside the others.
     often: u64,
     /// Of 100 blocks so many stay.
@@ -198,6 +200,7 @@ struct Line {
 const fn line(size: u64, often: u64, stays: u64, lives: u64) -> Line {
     Line {
         size,
+        other_size: size,
         often,
         stays,
         lives,
@@ -241,9 +244,10 @@ const LOOKS: usize = 8;
 fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSites) -> Vec<u64> {
     let lines = &shape.lines;
     let mut holds = vec![0; lines.len()];
-    let mut kept = vec![Vec::new(); lines.len()];
+    let mut kept: Vec<Vec<(usize, u64)>> = vec![Vec::new(); lines.len()];
+    let mut turns = vec![0; lines.len()];
     // By the step in which they go; what lives longer than the program stays.
-    let mut due: Vec<Vec<(usize, usize)>> = vec![Vec::new(); STEPS];
+    let mut due: Vec<Vec<(usize, usize, u64)>> = vec![Vec::new(); STEPS];
     let before: Vec<usize> = (0..shape.before)
         .map(|_| heap.allocate(lines[0].size, None))
         .collect();
@@ -252,9 +256,9 @@ fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSit
     }
     let often: u64 = lines.iter().map(|line| line.often).sum();
     for step in 0..STEPS {
-        for (line, at) in std::mem::take(&mut due[step]) {
+        for (line, at, size) in std::mem::take(&mut due[step]) {
             heap.free(at);
-            holds[line] -= lines[line].size;
+            holds[line] -= size;
         }
         let line = match shape.turns {
             Turns::Bursts(length) => step / length % lines.len(),
@@ -269,22 +273,24 @@ fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSit
                 lines.iter().position(ends).unwrap_or(0)
             }
         };
-        let at = heap.allocate(lines[line].size, Some(line as u64 + 1));
-        holds[line] += lines[line].size;
+        turns[line] += 1;
+        let size = [lines[line].size, lines[line].other_size][turns[line] % 2];
+        let at = heap.allocate(size, Some(line as u64 + 1));
+        holds[line] += size;
         if random.below(100) < lines[line].stays {
-            kept[line].push(at);
+            kept[line].push((at, size));
         } else {
             let lives = 1 + random.below(2 * lines[line].lives) as usize;
             if let Some(then) = due.get_mut(step + lives) {
-                then.push((line, at));
+                then.push((line, at, size));
             }
         }
         if step == STEPS * 3 / 4
             && let Some(line) = shape.lets_go
         {
-            for at in std::mem::take(&mut kept[line]) {
+            for (at, size) in std::mem::take(&mut kept[line]) {
                 heap.free(at);
-                holds[line] -= lines[line].size;
+                holds[line] -= size;
             }
         }
         if step % (STEPS / LOOKS) == 0 {
@@ -395,6 +401,22 @@ fn shapes() -> Vec<Shape> {
             Phases,
         ),
     ];
+    // Pools of 340 blocks: all are opened for the one size, or for the other.
+    let two_sizes = |size, other_size| Line {
+        other_size,
+        ..stays(size, 1)
+    };
+    shapes.push(shape(
+        "two sizes of one class, in turn",
+        &[two_sizes(33, 48)],
+        Random,
+    ));
+    shapes.push(shape("the other one first", &[two_sizes(48, 33)], Random));
+    shapes.push(shape(
+        "two sizes of one class, and another line",
+        &[two_sizes(497, 512), goes(512, 1, 300)],
+        Random,
+    ));
     shapes.push(Shape {
         lets_go: Some(0),
         ..shape("the larger one goes", &[stays(256, 3), stays(256, 1)], Random)
