@@ -333,6 +333,27 @@ fn coverage(shape: &Shape, seeds: u64) -> (u64, u64) {
     (holds, shown)
 }
 
+/// Pools of 340 blocks: all are opened for the one size, or for the other.
+fn two_sizes_of_one_class() -> [Shape; 3] {
+    let two_sizes = |size, other_size| Line {
+        other_size,
+        ..line(size, 1, 100, 1)
+    };
+    [
+        shape(
+            "two sizes of one class, in turn",
+            &[two_sizes(33, 48)],
+            Turns::Random,
+        ),
+        shape("the other one first", &[two_sizes(48, 33)], Turns::Random),
+        shape(
+            "two sizes of one class, and another line",
+            &[two_sizes(497, 512), line(512, 1, 0, 300)],
+            Turns::Random,
+        ),
+    ]
+}
+
 fn shapes() -> Vec<Shape> {
     use Turns::{Bursts, Phases, Random};
     let stays = |size, often| line(size, often, 100, 1);
@@ -401,22 +422,7 @@ fn shapes() -> Vec<Shape> {
             Phases,
         ),
     ];
-    // Pools of 340 blocks: all are opened for the one size, or for the other.
-    let two_sizes = |size, other_size| Line {
-        other_size,
-        ..stays(size, 1)
-    };
-    shapes.push(shape(
-        "two sizes of one class, in turn",
-        &[two_sizes(33, 48)],
-        Random,
-    ));
-    shapes.push(shape("the other one first", &[two_sizes(48, 33)], Random));
-    shapes.push(shape(
-        "two sizes of one class, and another line",
-        &[two_sizes(497, 512), goes(512, 1, 300)],
-        Random,
-    ));
+    shapes.extend(two_sizes_of_one_class());
     shapes.push(Shape {
         lets_go: Some(0),
         ..shape("the larger one goes", &[stays(256, 3), stays(256, 1)], Random)
