@@ -13,6 +13,8 @@ mod numbers;
 mod pipe;
 pub mod probe;
 pub mod python;
+#[cfg(test)]
+mod random;
 pub mod record;
 pub mod screen;
 pub mod store;

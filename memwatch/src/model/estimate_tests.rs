@@ -9,6 +9,7 @@ use memwatch_common::stack::STACK_BEFORE;
 use super::*;
 use crate::python::pool_sites::PoolSites;
 use crate::python::pymalloc::{Pool, block_bytes};
+use crate::random::Random;
 
 #[test]
 fn what_is_not_estimated_has_no_interval() {
@@ -97,18 +98,6 @@ fn only_who_shares_a_size_is_in_much_doubt() {
             taken
         })
     );
-}
-
-/// xorshift64*
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
 }
 
 /// pymalloc as far as it decides who opens pools: the pool that was last freed into is filled first, and an empty one

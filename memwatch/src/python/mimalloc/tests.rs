@@ -8,6 +8,7 @@ use crate::python::memory::Recorded;
 use crate::python::pymalloc::{Pools, PoolsError};
 use crate::python::thread_state::ThreadState;
 use crate::python::version::Version;
+use crate::random::Random;
 
 const STATE: u64 = 0x10_0000;
 const THREAD: u64 = 0x7f00_1234_5000;
@@ -311,18 +312,6 @@ fn heads_that_make_no_sense_are_counted_and_the_rest_is_read() {
     assert_eq!((found.blocks_in_use(), found.odd), (130, 3));
     let found = Process::new(&layout(), &pages[..4]).read(&[]);
     assert_eq!(found, Err(PoolsError::Implausible));
-}
-
-/// xorshift64*
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
 }
 
 /// What is read while a program runs can be any mixture of what was there before and after.

@@ -57,6 +57,9 @@ fn minor(python: &Path) -> Option<u8> {
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 
+/// Says that it runs, and does so until it is told to end.
+pub const WAIT: &str = "print('up', flush=True); import sys; sys.stdin.readline()";
+
 /// A running interpreter. It ends with the test.
 pub struct Running {
     child: Child,

@@ -2,7 +2,7 @@
 
 use memwatch_common::python::{FRAME_ENTRY, FRAME_SHIM};
 
-use super::interpreters::{self, Running};
+use super::interpreters::{self, Running, WAIT};
 use crate::python::allocator::{Base, PythonDomain};
 use crate::python::layout::{self, RawFrame};
 use crate::python::thread_state::{ThreadState, Way, thread_states};
@@ -128,11 +128,7 @@ fn frames_have_the_names_and_lines_that_python_itself_gives_them() {
 #[test]
 fn the_way_to_the_thread_state_is_what_the_kernel_side_gets() {
     for (_, path) in interpreters::all() {
-        let (running, _) = Running::start(
-            &path,
-            "print('up', flush=True); import sys; sys.stdin.readline()",
-            &[],
-        );
+        let (running, _) = Running::start(&path, WAIT, &[]);
         let python = running.attach();
         let memory = running.memory();
         let states = states(&python, &memory);
@@ -220,15 +216,14 @@ print('freed', flush=True); sys.stdin.readline()
 
 #[test]
 fn the_allocator_at_work_is_known() {
-    let script = "print('up', flush=True); import sys; sys.stdin.readline()";
     let trace =
         "import tracemalloc; tracemalloc.start(); print('up', flush=True); import sys; sys.stdin.readline()";
     for (_, path) in interpreters::all() {
         for (setting, script, base, debug, hooked) in [
-            ("pymalloc", script, Base::Pymalloc, false, false),
-            ("pymalloc_debug", script, Base::Pymalloc, true, false),
-            ("malloc", script, Base::Malloc, false, false),
-            ("malloc_debug", script, Base::Malloc, true, false),
+            ("pymalloc", WAIT, Base::Pymalloc, false, false),
+            ("pymalloc_debug", WAIT, Base::Pymalloc, true, false),
+            ("malloc", WAIT, Base::Malloc, false, false),
+            ("malloc_debug", WAIT, Base::Malloc, true, false),
             ("pymalloc", trace, Base::Pymalloc, false, true),
         ] {
             let (running, _) = Running::start(&path, script, &[("PYTHONMALLOC", setting)]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::interpreters::{self, Running};
+use super::interpreters::{self, Running, WAIT};
 use crate::python::pymalloc::block_bytes;
 
 /// Tells what it has on stderr (caught in a file), then does nothing that could allocate.
@@ -81,11 +81,7 @@ fn blocks_in_use_are_those_that_the_interpreter_counts() {
 #[test]
 fn the_function_that_begins_a_pool_is_found() {
     for (_, path) in interpreters::all() {
-        let (running, _) = Running::start(
-            &path,
-            "print('up', flush=True); import sys; sys.stdin.readline()",
-            &[],
-        );
+        let (running, _) = Running::start(&path, WAIT, &[]);
         let python = running.attach();
         let facts = &python.file.allocator;
         assert!(
@@ -105,11 +101,7 @@ fn the_function_that_begins_a_pool_is_found() {
 #[test]
 fn who_takes_a_pool_has_the_size() {
     for (_, path) in interpreters::all() {
-        let (running, _) = Running::start(
-            &path,
-            "print('up', flush=True); import sys; sys.stdin.readline()",
-            &[],
-        );
+        let (running, _) = Running::start(&path, WAIT, &[]);
         let facts = &running.attach().file.allocator;
         let callers = facts.pool_callers.len();
         let known = facts.pool_callers.values().flatten().count();
@@ -127,11 +119,7 @@ fn who_takes_a_pool_has_the_size() {
 #[test]
 fn inlined_allocation_is_found_where_it_is() {
     for (_, path) in interpreters::all() {
-        let (running, _) = Running::start(
-            &path,
-            "print('up', flush=True); import sys; sys.stdin.readline()",
-            &[],
-        );
+        let (running, _) = Running::start(&path, WAIT, &[]);
         let python = running.attach();
         let facts = &python.file.allocator;
         let (sites, missed) = (facts.sites.sites.len(), facts.sites.unresolved);

@@ -6,10 +6,8 @@ use std::{
     process::Command,
 };
 
-use super::interpreters::{self, Running};
+use super::interpreters::{self, Running, WAIT};
 use crate::python::PythonFile;
-
-const WAIT: &str = "print('up', flush=True); import sys; sys.stdin.readline()";
 
 /// The file with the interpreter, and a copy of it without symbols. Files that have none already are left out.
 fn with_copy(running: &Running, folder: &Path) -> Option<(PathBuf, PathBuf)> {
