@@ -30,8 +30,8 @@ pub enum Function {
     /// CPython hands out a small block here: a place at which its allocator was inlined, or the allocator itself. Flags
     /// and id say how large the block is, see [`Cookie::size`].
     PythonSmall = 10,
-    /// CPython begins to use a pool here, in the middle of a function (3.8, and some 3.9). The id is the number of the register
-    /// that holds its address.
+    /// CPython begins to use a pool here, in the middle of a function (3.8, and where a compiler put it there). The id is
+    /// the number of the register that holds its address.
     PythonPoolSite = 11,
 }
 

@@ -13,10 +13,8 @@ use super::offsets::{Build, Offsets};
 /// Bytes from one domain's allocator to the next: `ctx`, `malloc`, `calloc`, `realloc`, `free`.
 const ALLOCATOR: u64 = 5 * 8;
 
-/// `malloc`, `calloc` and `realloc` in such a group.
+/// `malloc` in such a group.
 const MALLOC: u64 = 8;
-const CALLOC: u64 = 16;
-const REALLOC: u64 = 24;
 
 /// The minor version since which beginning a pool is always a function of its own.
 const FIRST_WITH_NEW_POOL: u8 = 10;
@@ -102,79 +100,82 @@ impl AllocatorFacts {
             facts.slots[domain as usize] = slot(elf, offsets, domain);
         }
         let [raw, _, object] = facts.slots;
-        let at_start = |slot: Option<u64>| default(elf, slot?, build.debug);
+        // Beyond the first of a group, builds for debugging have a layer there.
+        let at_start = |malloc: Option<u64>, kind| match kind {
+            Allocator::Malloc => default(elf, malloc?, build.debug),
+            _ => default(elf, slot_of(kind, malloc.filter(|_| !build.debug)?), false),
+        };
+        let function = |name, malloc, kind| symbol(elf, name).or_else(|| at_start(malloc, kind));
         // Newer builds have both, and use one.
         let [malloc, calloc] = if build.free_threaded {
             ["_PyObject_MiMalloc", "_PyObject_MiCalloc"]
         } else {
             ["_PyObject_Malloc", "_PyObject_Calloc"]
         };
-        facts.pymalloc = symbol(elf, &[malloc]).or_else(|| at_start(object));
-        // In builds for debugging the slots hold a layer.
-        let calloc_at_start = |slot: Option<u64>| {
-            at_start(
-                slot.filter(|_| !build.debug)
-                    .map(|malloc| malloc + CALLOC - MALLOC),
-            )
+        facts.pymalloc = function(malloc, object, Allocator::Malloc);
+        facts.pymalloc_calloc = function(calloc, object, Allocator::Calloc);
+        facts.raw = function("_PyMem_RawMalloc", raw, Allocator::Malloc);
+        facts.find_places(elf, offsets);
+        let libc = Raw {
+            functions: [facts.raw, function("_PyMem_RawCalloc", raw, Allocator::Calloc)],
+            slots: [raw, raw.map(|malloc| slot_of(Allocator::Calloc, malloc))],
         };
-        facts.pymalloc_calloc = symbol(elf, &[calloc]).or_else(|| calloc_at_start(object));
-        facts.raw = symbol(elf, &["_PyMem_RawMalloc"]).or_else(|| at_start(raw));
-        facts.inlined = facts
-            .pymalloc
-            .map_or(0, |function| code_references(elf, function));
-        let [_, mem, object] = facts.slots;
-        facts.by_pointer = [mem, object]
+        let realloc = function("_PyObject_Realloc", object, Allocator::Realloc);
+        facts.find_pools(elf, build.version.minor(), libc, realloc);
+        facts
+    }
+
+    /// Where pymalloc, or what leads to it, was put into its callers.
+    fn find_places(&mut self, elf: &ElfBytes<'_>, offsets: &Offsets) {
+        let [_, mem, object] = self.slots;
+        self.by_pointer = [mem, object]
             .into_iter()
             .flatten()
             .map(|slot| calls_through(elf, offsets, slot))
             .sum();
-        if let Some(function) = facts.pymalloc.filter(|_| facts.inlined > INLINED) {
-            let slots = |after: u64| [mem, object].map(|slot| slot.map(|slot| slot + after));
-            let mut functions = vec![Allocating {
-                function,
-                cleared: false,
-                slots: slots(0),
-            }];
-            functions.extend(facts.pymalloc_calloc.map(|function| Allocating {
-                function,
-                cleared: true,
-                slots: slots(CALLOC - MALLOC),
-            }));
-            facts.sites = inlined::find(elf, &functions);
+        let Some(function) = self.pymalloc else { return };
+        self.inlined = code_references(elf, function);
+        if self.inlined <= INLINED {
+            return;
         }
-        let itself = [facts.pymalloc, facts.pymalloc_calloc];
-        facts.new_pool = new_pool(elf, build.version.minor(), facts.pymalloc)
-            .filter(|function| !itself.contains(&Some(*function)));
-        if let Some(function) = facts.new_pool {
-            let raw_calloc = symbol(elf, &["_PyMem_RawCalloc"]).or_else(|| calloc_at_start(raw));
-            let raw = Raw {
-                functions: [facts.raw, raw_calloc],
-                slots: [raw, raw.map(|malloc| malloc + CALLOC - MALLOC)],
-            };
-            facts.pool_callers = asked::find(elf, function, raw);
+        let allocating = |(function, kind)| Allocating {
+            function,
+            kind,
+            slots: [mem, object].map(|malloc| Some(slot_of(kind, malloc?))),
+        };
+        let calloc = self.pymalloc_calloc.map(|function| (function, Allocator::Calloc));
+        let functions: Vec<_> = [(function, Allocator::Malloc)]
+            .into_iter()
+            .chain(calloc)
+            .map(allocating)
+            .collect();
+        self.sites = inlined::find(elf, &functions);
+    }
+
+    /// Where pools are taken into use, and how much is wanted there. `realloc` is pymalloc's.
+    fn find_pools(&mut self, elf: &ElfBytes<'_>, minor: u8, libc: Raw, realloc: Option<u64>) {
+        let itself = [self.pymalloc, self.pymalloc_calloc];
+        self.new_pool =
+            new_pool(elf, minor, self.pymalloc).filter(|function| !itself.contains(&Some(*function)));
+        if let Some(function) = self.new_pool {
+            self.pool_callers = asked::find(elf, function, libc);
         }
         // A compiler may have put the function into pymalloc, as clang does.
-        if facts.new_pool.is_none() || build.version.minor() < FIRST_WITH_NEW_POOL {
-            facts.pool_sites = pool_sites(elf);
+        if self.new_pool.is_none() || minor < FIRST_WITH_NEW_POOL {
+            self.pool_sites = pool_sites(elf);
             // What that function does is seen when it returns.
-            let own = facts.new_pool.and_then(|function| elf.piece_of(function));
-            facts
-                .pool_sites
+            let own = self.new_pool.and_then(|function| elf.piece_of(function));
+            self.pool_sites
                 .retain(|site| !own.as_ref().is_some_and(|own| own.contains(&site.address)));
-            let realloc = symbol(elf, &["_PyObject_Realloc"]).or_else(|| {
-                at_start(
-                    object
-                        .filter(|_| !build.debug)
-                        .map(|malloc| malloc + REALLOC - MALLOC),
-                )
-            });
-            facts.add_sizes_at_sites(elf, realloc);
+            self.add_sizes_at_sites(elf, realloc);
         }
-        facts
     }
 
     fn add_sizes_at_sites(&mut self, elf: &ElfBytes<'_>, realloc: Option<u64>) {
         let addresses: Vec<u64> = self.pool_sites.iter().map(|site| site.address).collect();
+        if addresses.is_empty() {
+            return;
+        }
         let functions = [
             (self.pymalloc, Allocator::Malloc),
             (self.pymalloc_calloc, Allocator::Calloc),
@@ -265,11 +266,18 @@ pub enum Base {
     Unknown,
 }
 
-fn symbol(elf: &ElfBytes<'_>, names: &[&str]) -> Option<u64> {
-    names
-        .iter()
-        .find_map(|name| elf.symbol(name))
-        .map(|symbol| symbol.address)
+fn symbol(elf: &ElfBytes<'_>, name: &str) -> Option<u64> {
+    elf.symbol(name).map(|symbol| symbol.address)
+}
+
+/// The pointer that stands so far behind that to `malloc` in its group.
+const fn slot_of(kind: Allocator, malloc: u64) -> u64 {
+    malloc
+        + match kind {
+            Allocator::Malloc => 0,
+            Allocator::Calloc => 8,
+            Allocator::Realloc => 16,
+        }
 }
 
 /// In `_PyRuntime` since 3.12; before that in variables of their own, which the exported functions begin by reading.

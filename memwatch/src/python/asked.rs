@@ -61,7 +61,7 @@ pub struct Raw {
 /// What is called for memory where there is no pool: functions, and pointers to them, by their addresses.
 fn allocators(elf: &ElfBytes<'_>, raw: Raw) -> BTreeMap<u64, Given> {
     let exported = ["PyMem_RawMalloc", "PyMem_RawCalloc"].map(|name| Some(elf.symbol(name)?.address));
-    let context = [BEHIND_CONTEXT, COUNTED_BEHIND_CONTEXT];
+    let context = [Allocator::Malloc, Allocator::Calloc].map(Allocator::given);
     let known = [
         (raw.functions, context),
         (raw.slots, context),
@@ -82,44 +82,27 @@ pub fn find(elf: &ElfBytes<'_>, function: u64, raw: Raw) -> PoolCallers {
         .collect()
 }
 
-/// Where code has the size of a block that it would ask another allocator for; `next` is where it goes then. `cleared`
-/// says that it would ask for a cleared one.
-pub fn by_other(elf: &ElfBytes<'_>, next: u64, cleared: bool) -> Option<SizeAt> {
-    let given = if cleared {
-        COUNTED_BEHIND_CONTEXT
-    } else {
-        BEHIND_CONTEXT
-    };
+/// Where code has the size of a block that it would ask another allocator for; `next` is where it goes then.
+pub fn by_other(elf: &ElfBytes<'_>, next: u64, kind: Allocator) -> Option<SizeAt> {
     let allocators = BTreeMap::new();
-    Ways::new(elf, &allocators, Some(given)).size(next, Registers::new())
-}
-
-/// A function of pymalloc: what it is given behind its context.
-#[derive(Clone, Copy, Debug)]
-pub enum Allocator {
-    /// A size.
-    Malloc,
-    /// A number and a size.
-    Calloc,
-    /// A block and a size.
-    Realloc,
+    Ways::new(elf, &allocators, Some(kind.given())).size(next, Registers::new())
 }
 
 /// Where a function of pymalloc has the size at the given addresses in it.
 pub fn within(elf: &ElfBytes<'_>, function: u64, kind: Allocator, addresses: &[u64]) -> PoolCallers {
-    let argument = |register| Value::plain(Held::In(Place::Register(register)));
-    let (second, third) = (argument(6), argument(2));
+    let held = |register: &Register| Value::plain(Held::In(Place::Register(register.number() as u8)));
+    let given: Vec<Value> = kind.given().iter().map(held).collect();
     let states = states(elf, function);
     let size_at = |address: &u64| {
         let state = states.get(address)?;
         let place = |value| state.place_of(value);
-        match kind {
-            Allocator::Malloc => place(second).map(SizeAt::In),
-            Allocator::Calloc => {
-                let product = second.times(third).and_then(place).map(SizeAt::In);
-                product.or_else(|| Some(SizeAt::Product(place(second)?, place(third)?)))
+        match given[..] {
+            [size] => place(size).map(SizeAt::In),
+            [number, size] => {
+                let product = number.times(size).and_then(place).map(SizeAt::In);
+                product.or_else(|| Some(SizeAt::Product(place(number)?, place(size)?)))
             }
-            Allocator::Realloc => place(third).map(SizeAt::In),
+            _ => None,
         }
     };
     addresses
@@ -182,8 +165,27 @@ type Given = &'static [Register];
 
 const PLAIN: Given = &[Register::RDI];
 const COUNTED: Given = &[Register::RDI, Register::RSI];
-const BEHIND_CONTEXT: Given = &[Register::RSI];
-const COUNTED_BEHIND_CONTEXT: Given = &[Register::RSI, Register::RDX];
+
+/// What a function of an allocator does. Each is given the allocator's context first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocator {
+    /// `f(context, size)`
+    Malloc,
+    /// `f(context, number, size)`
+    Calloc,
+    /// `f(context, block, size)`
+    Realloc,
+}
+
+impl Allocator {
+    const fn given(self) -> Given {
+        match self {
+            Self::Malloc => &[Register::RSI],
+            Self::Calloc => &[Register::RSI, Register::RDX],
+            Self::Realloc => &[Register::RDX],
+        }
+    }
+}
 
 fn by_name(name: &str) -> Option<Given> {
     match name {

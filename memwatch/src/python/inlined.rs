@@ -8,7 +8,7 @@ use memwatch_common::python::SMALL_BYTES;
 use memwatch_common::size_at::{Place, SizeAt};
 
 use super::allocator::PythonDomain;
-use super::asked;
+use super::asked::{self, Allocator};
 use super::file::ElfBytes;
 
 /// Instructions between naming the function and comparing with it, and from there to the branch.
@@ -49,8 +49,7 @@ pub struct InlinedSites {
 #[derive(Clone, Copy, Debug)]
 pub struct Allocating {
     pub function: u64,
-    /// It gives cleared blocks.
-    pub cleared: bool,
+    pub kind: Allocator,
     pub slots: [Option<u64>; 2],
 }
 
@@ -77,7 +76,7 @@ fn find_in(elf: &ElfBytes<'_>, allocating: &Allocating, address: u64, code: &[u8
             found.unresolved += usize::from(!is_written_down(&code, at));
             continue;
         };
-        let size = asked::by_other(elf, other_way(&code[branch]), allocating.cleared);
+        let size = asked::by_other(elf, other_way(&code[branch]), allocating.kind);
         if size.is_some_and(|size| !may_be_small(size)) {
             continue;
         }
