@@ -65,8 +65,12 @@ pub const PYTHON_POOLS: u32 = 1 << 20;
 /// more. Made as they come.
 pub const POOL_CALLERS: u32 = 1 << 15;
 
-/// Bytes of the ring buffer for rare events (lifecycle, mappings): 11,000 of them.
-pub const RING_BYTES: u32 = 1 << 20;
+/// Bytes of the ring buffer for lifecycle and mappings: 47,000 events. An asyncio server maps, shrinks and unmaps a
+/// buffer for each message, 64,000 calls a second on one processor; a tick may keep the reader away for half a second.
+pub const RING_BYTES: u32 = 1 << 22;
+
+/// The reader is woken when so much waits for it: three quarters are left for what comes until it is there.
+pub const RING_WAKE_BYTES: u32 = RING_BYTES / 4;
 
 /// Bytes of the ring buffer for sites that changed, 24 each: 43,000 in one tick; beyond, all sites are read.
 pub const CHANGES_BYTES: u32 = 1 << 20;

@@ -218,12 +218,12 @@ pub fn send(event: &Event, loss: Counter) {
     put(event, loss, u64::from(BPF_RB_FORCE_WAKEUP));
 }
 
-/// Puts an event into the ring buffer, or counts its loss. User space reads it at its next tick, or when the buffer is
-/// half full.
+/// Puts an event into the ring buffer, or counts its loss. User space reads it at its next tick, or when a quarter of
+/// the buffer is full.
 #[inline(always)]
 pub fn send_quietly(event: &Event, loss: Counter) {
     let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
-    let flags = if waiting > u64::from(limits::RING_BYTES / 2) {
+    let flags = if waiting > u64::from(limits::RING_WAKE_BYTES) {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP

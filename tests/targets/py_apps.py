@@ -61,10 +61,16 @@ def flask_app():
         [sys.executable, __file__, "clients", str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
 
+    idle = threading.active_count()
+
     def work(count):
         clients.stdin.write(b"%d\n" % count)
         clients.stdin.flush()
         wrong.extend(json.loads(clients.stdout.readline()))
+        # A thread that has answered may still read for more, into a buffer of 10 MB.
+        until = time.monotonic() + 10
+        while threading.active_count() > idle and time.monotonic() < until:
+            time.sleep(0.01)
 
     work(1)
     return lambda: work(8 * much)

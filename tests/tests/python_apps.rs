@@ -164,9 +164,6 @@ fn exact(python: Result<PathBuf, String>, version: &'static str, name: &'static 
 
 /// By pools, lines hold what tracemalloc says: of large blocks within 1 %, of small objects within 15 %, and above 20 MB
 /// within 5 %.
-///
-/// In the server, objects that go at once open pools that its history of equal sizes then fills: only the interval holds
-/// there.
 fn pools(python: Result<PathBuf, String>, version: &'static str, name: &'static str) {
     need!(can_watch());
     let python = need!(python);
@@ -197,7 +194,7 @@ fn pools(python: Result<PathBuf, String>, version: &'static str, name: &'static 
             let percent = if right.small > 20 * MEGABYTE { 5 } else { 15 };
             let _ = write!(told, ", small {:+.2} %", off(seen.estimated, right.small));
             let whole = right.small + right.large;
-            let near = name == "asyncio" || is_within(percent, seen.estimated, right.small);
+            let near = is_within(percent, seen.estimated, right.small);
             if !near || !(seen.low..=seen.high).contains(&whole) {
                 wrong.push(told.clone());
             }

@@ -50,6 +50,8 @@ pub struct PoolTotals {
 pub struct ClassBytes {
     pub class: u8,
     pub bytes: u64,
+    /// Of these, in pools that nobody was seen to open.
+    pub filled: u64,
 }
 
 /// How a process uses pools of one size class.

@@ -75,6 +75,8 @@ pub(super) struct Share(BTreeMap<(u32, u8), Part>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
     bytes: u64,
+    /// Of these, in pools that nobody was seen to open: anybody's.
+    filled: u64,
     openers: u32,
     /// What was there before the watch is among it.
     before: bool,
@@ -84,6 +86,7 @@ impl Share {
     pub fn add(&mut self, instance: u32, class: &ClassBytes, before: bool) {
         let part = self.0.entry((instance, class.class)).or_default();
         part.bytes += class.bytes;
+        part.filled += class.filled;
         part.openers += u32::from(!before);
         part.before |= before;
     }
@@ -128,10 +131,10 @@ impl Part {
             // All that there is.
             (true, _) => Doubt::default(),
             (false, _) => Doubt {
-                less: if self.bytes < MANY_POOLS * pool_bytes {
+                less: if self.bytes.saturating_sub(self.filled) < MANY_POOLS * pool_bytes {
                     self.bytes
                 } else {
-                    UNSEEN_POOLS * pool_bytes
+                    self.filled.saturating_add(UNSEEN_POOLS * pool_bytes)
                 },
                 more: others.saturating_add(UNSEEN_POOLS * pool_bytes),
                 taken: 0,

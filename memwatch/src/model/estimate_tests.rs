@@ -61,6 +61,7 @@ fn only_who_shares_a_size_is_in_much_doubt() {
     let class = ClassBytes {
         class: 3,
         bytes: 1 << 20,
+        filled: 0,
     };
     let mut share = Share::default();
     share.add(1, &class, false);
@@ -79,10 +80,16 @@ fn only_who_shares_a_size_is_in_much_doubt() {
         &ClassBytes {
             class: 3,
             bytes: 4 << 20,
+            filled: 0,
         },
         false,
     );
-    share.add(1, &ClassBytes { class: 3, bytes: 64 }, true);
+    let before = ClassBytes {
+        class: 3,
+        bytes: 64,
+        filled: 0,
+    };
+    share.add(1, &before, true);
     let all = share.doubt(|_, _| {
         Some(ClassUse {
             bytes: (5 << 20) + 64,
@@ -436,7 +443,29 @@ fn shapes() -> Vec<Shape> {
             Random,
         )
     });
+    // The first line never opens a pool: there is room for all that it wants.
+    shapes.push(Shape {
+        before: 5000,
+        ..shape(
+            "beside one who only fills",
+            &[stays(512, 1), stays(512, 1)],
+            Phases,
+        )
+    });
     shapes
+}
+
+#[test]
+fn what_fills_old_pools_is_not_taken_for_old() {
+    let shape = Shape {
+        before: 900,
+        ..shape("alone", &[line(128, 1, 100, 1)], Turns::Random)
+    };
+    let (mut heap, mut sites) = (Heap::default(), PoolSites::default());
+    let truth = play(&shape, &mut Random(1), &mut heap, &mut sites);
+    let now: HashMap<u64, _> = sites.update(&heap.pools, &heap.opened).collect();
+    // The block of the first step was there at the first look.
+    assert_eq!(now[&1].totals.inuse_bytes(), truth[0] - 128);
 }
 
 #[test]

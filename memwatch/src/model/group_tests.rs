@@ -584,6 +584,7 @@ fn what_is_in_pools_is_an_estimate_and_has_an_interval() {
         classes: vec![ClassBytes {
             class: 3,
             bytes: 64_000,
+            filled: 0,
         }],
     };
     let mut uses = [ClassUse::default(); CLASSES];

@@ -251,7 +251,7 @@ impl<'a, C: Code> Ways<'a, C> {
             let Some(instruction) = instruction(self.code, next) else {
                 return;
             };
-            if let Some(given) = self.allocates(&instruction) {
+            if let Some(given) = self.allocates(&instruction, &registers) {
                 self.found.push(argument(&registers, given));
                 return;
             }
@@ -276,7 +276,7 @@ impl<'a, C: Code> Ways<'a, C> {
     }
 
     /// Whether an instruction goes to a function that asks libc for memory.
-    fn allocates(&self, instruction: &Instruction) -> Option<Given> {
+    fn allocates(&self, instruction: &Instruction, registers: &Registers) -> Option<Given> {
         match instruction.flow_control() {
             FlowControl::Call | FlowControl::UnconditionalBranch => {
                 let target = instruction.near_branch_target();
@@ -284,15 +284,11 @@ impl<'a, C: Code> Ways<'a, C> {
                 own.or_else(|| by_name(self.code.behind_stub(target)?))
             }
             FlowControl::IndirectCall | FlowControl::IndirectBranch => {
-                let fixed =
-                    instruction.is_ip_rel_memory_operand() || instruction.memory_base() == Register::None;
-                let pointer = instruction.memory_displacement64();
-                let own = self.allocators.get(&pointer).copied().filter(|_| fixed);
-                if own.is_some() {
-                    return own;
-                }
-                let named = self.code.import(pointer).filter(|_| fixed);
-                named.map_or(self.unnamed, by_name)
+                let Some(pointer) = registers.fixed(instruction) else {
+                    return self.unnamed;
+                };
+                let own = self.allocators.get(&pointer).copied();
+                own.or_else(|| self.code.import(pointer).map_or(self.unnamed, by_name))
             }
             _ => None,
         }
@@ -374,6 +370,20 @@ mod tests {
         // What is called is no allocator.
         let code: [&[u8]; 4] = [TEST_RAX, &[0x75, 0x40], RDI_IS_RBX, &call(8, 0x9200)];
         assert_eq!(size(&code), None);
+    }
+
+    #[test]
+    fn a_pointer_may_be_found_by_where_its_table_is() {
+        let allocators = BTreeMap::from([(0x5008, PLAIN)]);
+        let through = |distance: u8| {
+            // test rax, rax; jne +64; lea rax, [0x5000]; mov rdi, rbx; call [rax + distance]
+            let lea: &[u8] = &[0x48, 0x8d, 0x05, 0xf4, 0x3f, 0, 0];
+            let call: &[u8] = &[0xff, 0x50, distance];
+            let code = [TEST_RAX, &[0x75, 0x40], lea, RDI_IS_RBX, call].concat();
+            after_call(&Made(code), &allocators, 0x1000)
+        };
+        assert_eq!(through(8), Some(RBX));
+        assert_eq!(through(16), None);
     }
 
     #[test]

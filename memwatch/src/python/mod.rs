@@ -15,6 +15,7 @@ mod decode_x86;
 pub mod domains;
 pub mod eval;
 mod file;
+mod filled;
 pub mod inlined;
 pub mod interpreter;
 pub mod layout;

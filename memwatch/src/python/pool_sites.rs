@@ -1,13 +1,15 @@
 //! Whose small objects: the blocks of pymalloc's pools, by the stack that took each pool into use.
 //!
-//! A pool's blocks are not told apart, so all of them count for that stack. What was allocated and freed is what changed
-//! from one look to the next: blocks that came and went in between are not seen.
+//! A pool's blocks are not told apart, so all of them count for that stack; what is newer than the watch in a pool that
+//! is older is [shared out](super::filled). What was allocated and freed is what changed from one look to the next:
+//! blocks that came and went in between are not seen.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use memwatch_common::{SiteTotals, hist::size_bucket, python::OpenedPool, stack::STACK_BEFORE};
 
 use super::classes::{self, CLASSES};
+use super::filled::{self, Blocks, Change, Parts};
 use super::pymalloc::Pool;
 use crate::collect::sample::{ClassBytes, ClassUse};
 
@@ -24,9 +26,33 @@ pub struct PoolSite {
 struct Held {
     opened: OpenedPool,
     pool: Pool,
+    /// Blocks in use that count for who opened it. Where nobody was seen to, the fewest that were ever there: others
+    /// are newer.
+    counted: u64,
 }
 
 impl Held {
+    fn is_from_before(&self) -> bool {
+        self.opened == BEFORE
+    }
+
+    /// As it is at its first look.
+    fn first(pool: &Pool, opened: &HashMap<u64, OpenedPool>) -> Self {
+        Self {
+            opened: opened.get(&pool.address).copied().unwrap_or(BEFORE),
+            pool: *pool,
+            counted: pool.in_use,
+        }
+    }
+
+    fn blocks(&self, objects: u64) -> Blocks {
+        Blocks {
+            objects,
+            asked: objects.saturating_mul(self.asked()),
+            takes: objects.saturating_mul(self.pool.block_bytes),
+        }
+    }
+
     /// What each block was asked for with: what the first one was, or what a block takes where that is not known.
     fn asked(&self) -> u64 {
         let takes = self.pool.block_bytes;
@@ -44,8 +70,8 @@ impl Held {
 pub struct PoolSites {
     held: HashMap<u64, Held>,
     sites: HashMap<u64, PoolSite>,
-    /// Bytes that blocks in use take, by size class and the stack that opened the pools; 0 where none is left.
-    classes: BTreeMap<(u8, u64), u64>,
+    /// Blocks in use, by size class and stack; none where none is left.
+    parts: Parts,
 }
 
 /// A pool of which no stack is known was there before anybody looked.
@@ -65,10 +91,7 @@ impl PoolSites {
         let mut changed = HashSet::new();
         let mut before = std::mem::take(&mut self.held);
         for pool in found.iter().filter(|pool| pool.in_use > 0) {
-            let now = Held {
-                opened: opened.get(&pool.address).copied().unwrap_or(BEFORE),
-                pool: *pool,
-            };
+            let mut now = Held::first(pool, opened);
             let known = before.remove(&pool.address);
             // A size class never changes while a pool is in use.
             let same = |known: &Held| {
@@ -76,7 +99,12 @@ impl PoolSites {
                 of(known) == of(&now)
             };
             let had = match known {
-                Some(known) if same(&known) => known.pool.in_use,
+                Some(known) if same(&known) => {
+                    if now.is_from_before() {
+                        now.counted = now.counted.min(known.counted);
+                    }
+                    known.counted
+                }
                 Some(known) => {
                     self.close(&known, &mut changed);
                     self.open(&now, &mut changed);
@@ -87,26 +115,43 @@ impl PoolSites {
                     0
                 }
             };
-            if pool.in_use != had {
+            if now.counted != had {
                 changed.insert(now.opened.stack);
-                self.change(&now, had, pool.in_use);
+                self.change(&now, had, now.counted);
             }
             self.held.insert(pool.address, now);
         }
         for gone in before.values() {
             self.close(gone, &mut changed);
         }
+        let newer = self.newer();
+        for change in filled::share_out(&mut self.parts, &newer) {
+            self.site(change.stack).fill(&change);
+            changed.insert(change.stack);
+        }
         changed
             .into_iter()
             .filter_map(|stack| Some((stack, *self.sites.get(&stack)?)))
     }
 
+    /// What has been allocated since the watch began in pools that are older, by size class.
+    fn newer(&self) -> [Blocks; CLASSES] {
+        let mut newer = [Blocks::default(); CLASSES];
+        for held in self.held.values().filter(|held| held.is_from_before()) {
+            if let Some(sum) = newer.get_mut(held.pool.size_class) {
+                sum.add(&held.blocks(held.pool.in_use.saturating_sub(held.counted)));
+            }
+        }
+        newer
+    }
+
     /// What a stack has of each size class that it ever opened a pool for.
     pub fn classes(&self, stack: u64) -> Vec<ClassBytes> {
-        let own = self.classes.iter().filter(|((_, of), _)| *of == stack);
-        own.map(|((class, _), bytes)| ClassBytes {
+        let own = self.parts.iter().filter(|((_, of), _)| *of == stack);
+        own.map(|((class, _), part)| ClassBytes {
             class: *class,
-            bytes: *bytes,
+            bytes: part.own.takes.saturating_add(part.filled.takes),
+            filled: part.filled.takes,
         })
         .collect()
     }
@@ -114,27 +159,40 @@ impl PoolSites {
     /// How the process uses its size classes.
     pub fn uses(&self) -> [ClassUse; CLASSES] {
         let mut uses = [ClassUse::default(); CLASSES];
-        for ((class, stack), bytes) in &self.classes {
+        for ((class, stack), part) in &self.parts {
             if let Some(used) = uses.get_mut(usize::from(*class)) {
-                used.bytes += bytes;
+                let bytes = part.own.takes.saturating_add(part.filled.takes);
+                used.bytes = used.bytes.saturating_add(bytes);
                 used.openers += u32::from(*stack != STACK_BEFORE);
             }
         }
         uses
     }
 
-    /// When each pool of a known stack was opened: stack, time, blocks and bytes that these were asked for with.
+    /// When each pool of a known stack was opened: stack, time, blocks and bytes that these were asked for with. What
+    /// filled older pools did so before new ones were opened, so it is as old as the stack's first of that size.
     pub fn ages(&self) -> impl Iterator<Item = (u64, u64, u64, u64)> {
-        let known = self.held.values().filter(|held| held.opened != BEFORE);
-        known.map(|held| {
-            let pool = &held.pool;
+        let mut first: HashMap<(u8, u64), u64> = HashMap::new();
+        let known: Vec<&Held> = self.held.values().filter(|held| !held.is_from_before()).collect();
+        for held in &known {
+            let part = (held.pool.size_class as u8, held.opened.stack);
+            let born_ns = first.entry(part).or_insert(held.opened.born_ns);
+            *born_ns = held.opened.born_ns.min(*born_ns);
+        }
+        let filled = first.into_iter().filter_map(|(part, born_ns)| {
+            let filled = self.parts.get(&part)?.filled;
+            (filled.objects > 0).then_some((part.1, born_ns, filled.objects, filled.asked))
+        });
+        let own = known.into_iter().map(|held| {
+            let blocks = held.blocks(held.counted);
             (
                 held.opened.stack,
                 held.opened.born_ns,
-                pool.in_use,
-                pool.in_use * held.asked(),
+                blocks.objects,
+                blocks.asked,
             )
-        })
+        });
+        own.chain(filled)
     }
 
     pub fn holds(&self, address: u64) -> bool {
@@ -149,12 +207,12 @@ impl PoolSites {
     }
 
     fn change(&mut self, held: &Held, from: u64, to: u64) {
+        let (from, to) = (held.blocks(from), held.blocks(to));
         let (stack, class) = (held.opened.stack, held.pool.size_class);
-        self.site(stack).change(held, from, to);
-        let bytes = self.classes.entry((class as u8, stack)).or_default();
-        let size = held.pool.block_bytes;
-        let (more, less) = (to.saturating_mul(size), from.saturating_mul(size));
-        *bytes = bytes.saturating_add(more).saturating_sub(less);
+        self.site(stack).change(&from, &to, held.pool.block_bytes);
+        let part = self.parts.entry((class as u8, stack)).or_default();
+        part.own.add(&to);
+        part.own.take(&from);
     }
 
     fn open(&mut self, held: &Held, changed: &mut HashSet<u64>) {
@@ -164,24 +222,31 @@ impl PoolSites {
 
     fn close(&mut self, held: &Held, changed: &mut HashSet<u64>) {
         self.site(held.opened.stack).pools -= 1;
-        self.change(held, held.pool.in_use, 0);
+        self.change(held, held.counted, 0);
         changed.insert(held.opened.stack);
     }
 }
 
 impl PoolSite {
-    fn change(&mut self, held: &Held, from: u64, to: u64) {
-        let size = held.asked();
+    fn change(&mut self, from: &Blocks, to: &Blocks, takes: u64) {
         let totals = &mut self.totals;
-        let (more, less) = (to.saturating_sub(from), from.saturating_sub(to));
         // What a process says of itself may be anything.
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
-        add(&mut totals.alloc_objects, more);
-        add(&mut totals.alloc_bytes, more.saturating_mul(size));
-        add(&mut totals.freed_objects, less);
-        add(&mut totals.freed_bytes, less.saturating_mul(size));
+        add(&mut totals.alloc_objects, to.objects.saturating_sub(from.objects));
+        add(&mut totals.alloc_bytes, to.asked.saturating_sub(from.asked));
+        add(&mut totals.freed_objects, from.objects.saturating_sub(to.objects));
+        add(&mut totals.freed_bytes, from.asked.saturating_sub(to.asked));
         // As what it is counted in is found by its size class.
-        totals.sizes[size_bucket(held.pool.block_bytes)] += more;
+        let more = to.objects.saturating_sub(from.objects);
+        add(&mut totals.sizes[size_bucket(takes)], more);
+    }
+
+    fn fill(&mut self, change: &Change) {
+        let of = [&change.from, &change.to]
+            .into_iter()
+            .find(|blocks| blocks.objects > 0);
+        let takes = of.map_or(0, |blocks| blocks.takes / blocks.objects);
+        self.change(&change.from, &change.to, takes);
     }
 }
 
@@ -293,6 +358,37 @@ mod tests {
             .for_each(drop);
         assert_eq!(inuse(&sites, STACK_BEFORE), (480, 20, 2));
         assert_eq!(sites.ages().count(), 0);
+    }
+
+    #[test]
+    fn what_is_newer_in_old_pools_is_of_those_who_open_new_ones() {
+        let mut sites = PoolSites::default();
+        let none = HashMap::new();
+        sites.update(&[pool(A, 3, 100)], &none).for_each(drop);
+        // Some of it goes, and comes again; nobody has opened a pool.
+        sites.update(&[pool(A, 3, 60)], &none).for_each(drop);
+        sites.update(&[pool(A, 3, 90)], &none).for_each(drop);
+        assert_eq!(inuse(&sites, STACK_BEFORE), (5760, 90, 1));
+        // Now one has.
+        let mut by = opened(&[(B, 7, 500)]);
+        by.entry(B).or_default().asked = 50;
+        let now = [pool(A, 3, 95), pool(B, 3, 10)];
+        let changed: HashSet<u64> = sites.update(&now, &by).map(|(stack, _)| stack).collect();
+        assert_eq!(changed, HashSet::from([7, STACK_BEFORE]));
+        assert_eq!(inuse(&sites, STACK_BEFORE), (3840, 60, 1));
+        assert_eq!(inuse(&sites, 7), (45 * 50, 45, 1));
+        let ages: Vec<_> = sites.ages().collect();
+        assert_eq!(ages, [(7, 500, 10, 500), (7, 500, 35, 1750)]);
+        let class = ClassBytes {
+            class: 3,
+            bytes: 45 * 64,
+            filled: 35 * 64,
+        };
+        assert_eq!(sites.classes(7), [class]);
+        assert_eq!(sites.uses()[3].bytes, 105 * 64);
+        // It lets go of all that it has.
+        sites.update(&[pool(A, 3, 60)], &by).for_each(drop);
+        assert_eq!((inuse(&sites, 7), inuse(&sites, STACK_BEFORE).1), ((0, 0, 0), 60));
     }
 
     #[test]

@@ -149,6 +149,28 @@ impl Registers {
         }
     }
 
+    /// Where the first operand is, if that is in memory and the program always has it there.
+    pub fn fixed(&self, instruction: &Instruction) -> Option<u64> {
+        let distance = instruction.memory_displacement64();
+        if instruction.op0_kind() != OpKind::Memory {
+            return None;
+        }
+        if instruction.is_ip_rel_memory_operand() {
+            return Some(distance);
+        }
+        match (instruction.memory_base(), instruction.memory_index()) {
+            (Register::None, Register::None) => Some(distance),
+            (base, Register::None) => match self.get(base)? {
+                Value {
+                    held: Held::Constant(address),
+                    plus,
+                } => Some(address.wrapping_add_signed(plus.wrapping_add(signed(instruction, distance)))),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// What was compared with 0 last.
     pub const fn tested(&self) -> Option<Value> {
         self.tested
@@ -180,6 +202,9 @@ impl Registers {
         let from_register = instruction.op1_kind() == OpKind::Register;
         let from = instruction.op1_register();
         match (instruction.mnemonic(), number) {
+            (Mnemonic::Lea, _) if instruction.is_ip_rel_memory_operand() => {
+                Some(Value::plain(Held::Constant(instruction.memory_displacement64())))
+            }
             (Mnemonic::Lea, _) if instruction.memory_index() == Register::None => {
                 let more = instruction.memory_displacement64();
                 Some(
