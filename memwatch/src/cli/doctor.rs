@@ -18,12 +18,13 @@ use crate::{
         load::{KernelSide, OBJECT},
         plan::{Abilities, ModulePlan, Point},
         preflight::{self, ReturnProbes},
+        price::Prices,
     },
     target::{
         ProcRoot,
         select::{Selector, Target},
     },
-    watch::start::load_only,
+    watch::{clock, start::load_only},
 };
 
 /// One thing that was looked at.
@@ -80,15 +81,17 @@ pub fn run(resolved: &Resolved, verify: bool) -> Result<ExitCode> {
         ..Checks::default()
     };
     kernel(&mut checks);
+    let mut prices = Prices::default();
     if let Ok(mut side) = loaded(&mut checks, resolved) {
         programs(&mut checks, &side);
         if verify {
             tracepoints(&mut checks, &mut side);
         }
         return_probes(&mut checks, &side);
+        prices = self::prices(&mut checks, &side);
     }
     if let Some(target) = &resolved.target {
-        self::target(&mut checks, target)?;
+        self::target(&mut checks, target, &prices)?;
     }
     let text = match resolved.output.format {
         Some(Format::Json) => format!("{}\n", serde_json::to_string(&checks)?),
@@ -226,7 +229,18 @@ fn return_probes(checks: &mut Checks, side: &KernelSide) {
     checks.add("return probes", verdict);
 }
 
-fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
+/// What they cost here.
+fn prices(checks: &mut Checks, side: &KernelSide) -> Prices {
+    let measured = Prices::measure(side, clock::thread_cpu);
+    let said = match &measured {
+        Ok(prices) => prices.to_string(),
+        Err(error) => format!("not known what a hit costs: {error:#}"),
+    };
+    checks.add("probes", Ok(said));
+    measured.unwrap_or_default()
+}
+
+fn target(checks: &mut Checks, target: &TargetSpec, prices: &Prices) -> Result<()> {
     let target = match target.clone() {
         TargetSpec::Pids(pids) => Target::Pids(pids),
         TargetSpec::Comm(glob) => Target::Comm(glob),
@@ -267,7 +281,7 @@ fn target(checks: &mut Checks, target: &TargetSpec) -> Result<()> {
             checks.add(format!("process {} with --python exact", selected.pid), Ok(found));
         }
         for plan in plans {
-            checks.probes.extend(probes(&plan));
+            checks.probes.extend(probes(&plan, prices));
         }
     }
     checks
@@ -297,7 +311,7 @@ fn each_object(plan: &ModulePlan) -> Option<String> {
     python.then(|| format!("follows each block ({} calls its allocator)", plan.module))
 }
 
-fn probes(plan: &ModulePlan) -> impl Iterator<Item = Probe> + '_ {
+fn probes<'a>(plan: &'a ModulePlan, prices: &'a Prices) -> impl Iterator<Item = Probe> + 'a {
     plan.points.iter().map(|point| Probe {
         module: plan.module.clone(),
         symbol: point.symbol.to_owned(),
@@ -305,7 +319,7 @@ fn probes(plan: &ModulePlan) -> impl Iterator<Item = Probe> + '_ {
         offset: point.offset,
         offset_from_entry: point.placement.offset_from_entry,
         instruction: point.placement.instruction.clone(),
-        nanoseconds: point.nanoseconds(),
+        nanoseconds: point.nanoseconds(prices),
     })
 }
 

@@ -36,7 +36,7 @@ pub struct Sample {
     pub kernel_map_bytes: Option<u64>,
 }
 
-/// What is in the pools that one stack opened.
+/// What is in the pools that one stack opened, with its share of what is new in older ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolTotals {
     pub key: SiteKey,
@@ -50,7 +50,7 @@ pub struct PoolTotals {
 pub struct ClassBytes {
     pub class: u8,
     pub bytes: u64,
-    /// Of these, in pools that nobody was seen to open.
+    /// Of these, its share of what is new in pools that nobody was seen to open.
     pub filled: u64,
 }
 

@@ -1,10 +1,10 @@
 //! How wrong the numbers of small Python objects may be.
 //!
-//! All blocks of a pool count for the stack that took the pool into use. That is a sample of who allocates, and not of
-//! who keeps: where several stacks allocate blocks of one size, what one of them lets go of makes room for another, and
-//! no pool is taken into use for that. So blocks of a size that several stacks have opened pools for can be anybody's
-//! of them. A stack that is the only one is sure of its blocks, but for what others may have put there that allocate so
-//! seldom that they never had to open a pool.
+//! All blocks of a pool count for the stack that took the pool into use, and what is new in older pools is shared out.
+//! That is a sample of who allocates, and not of who keeps: where several stacks allocate blocks of one size, what one
+//! of them lets go of makes room for another, and no pool is taken into use for that. So blocks of a size that several
+//! stacks have opened pools for can be anybody's of them. A stack that is the only one is sure of its blocks, but for
+//! what others may have put there that allocate so seldom that they never had to open a pool.
 
 use std::collections::BTreeMap;
 
@@ -75,7 +75,7 @@ pub(super) struct Share(BTreeMap<(u32, u8), Part>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
     bytes: u64,
-    /// Of these, in pools that nobody was seen to open: anybody's.
+    /// Of these, what was shared out: anybody's.
     filled: u64,
     openers: u32,
     /// What was there before the watch is among it.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use memwatch_common::SiteTotals;
 use memwatch_common::python::{OpenedPool, POOL_BYTES};
 use memwatch_common::stack::STACK_BEFORE;
 
@@ -237,7 +238,13 @@ const STEPS: usize = 3_000;
 const LOOKS: usize = 8;
 
 /// What each line holds at the end, as it asked for it.
-fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSites) -> Vec<u64> {
+fn play(
+    shape: &Shape,
+    random: &mut Random,
+    heap: &mut Heap,
+    sites: &mut PoolSites,
+    shown: &mut Shown,
+) -> Vec<u64> {
     let lines = &shape.lines;
     let mut holds = vec![0; lines.len()];
     let mut kept: Vec<Vec<(usize, u64)>> = vec![Vec::new(); lines.len()];
@@ -290,10 +297,19 @@ fn play(shape: &Shape, random: &mut Random, heap: &mut Heap, sites: &mut PoolSit
             }
         }
         if step % (STEPS / LOOKS) == 0 {
-            sites.update(&heap.pools, &heap.opened).for_each(drop);
+            look(heap, sites, shown);
         }
     }
+    look(heap, sites, shown);
     holds
+}
+
+/// By stack; a site that has not changed is not told again.
+type Shown = HashMap<u64, SiteTotals>;
+
+fn look(heap: &Heap, sites: &mut PoolSites, shown: &mut Shown) {
+    let changed = sites.update(&heap.pools, &heap.opened, heap.clock);
+    shown.extend(changed.map(|(stack, site)| (stack, site.totals)));
 }
 
 /// How often the interval of a line that is shown holds the truth, and how often it is shown.
@@ -302,11 +318,8 @@ fn coverage(shape: &Shape, seeds: u64) -> (u64, u64) {
     for seed in 1..=seeds {
         let (mut heap, mut sites) = (Heap::default(), PoolSites::default());
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let truth = play(shape, &mut random, &mut heap, &mut sites);
-        let all: HashMap<u64, _> = sites
-            .update(&heap.pools, &heap.opened)
-            .map(|(stack, site)| (stack, site.totals))
-            .collect();
+        let mut all = Shown::new();
+        let truth = play(shape, &mut random, &mut heap, &mut sites, &mut all);
         for (line, truth) in truth.iter().enumerate() {
             let stack = line as u64 + 1;
             let Some(totals) = all.get(&stack).filter(|totals| totals.inuse_bytes() > 0) else {
@@ -346,6 +359,30 @@ fn two_sizes_of_one_class() -> [Shape; 3] {
             "two sizes of one class, and another line",
             &[two_sizes(497, 512), line(512, 1, 0, 300)],
             Turns::Random,
+        ),
+    ]
+}
+
+fn with_old_pools() -> [Shape; 3] {
+    let stays = |size| line(size, 1, 100, 1);
+    let into = |name, before, lines: &[Line], turns| Shape {
+        before,
+        ..shape(name, lines, turns)
+    };
+    [
+        into("into what was there before", 900, &[stays(128)], Turns::Random),
+        into(
+            "two into what was there before",
+            900,
+            &[stays(128), line(128, 3, 0, 100)],
+            Turns::Random,
+        ),
+        // The first line never opens a pool: there is room for all that it wants.
+        into(
+            "beside one who only fills",
+            5000,
+            &[stays(512), stays(512)],
+            Turns::Phases,
         ),
     ]
 }
@@ -431,27 +468,7 @@ fn shapes() -> Vec<Shape> {
             Phases,
         )
     });
-    shapes.push(Shape {
-        before: 900,
-        ..shape("into what was there before", &[stays(128, 1)], Random)
-    });
-    shapes.push(Shape {
-        before: 900,
-        ..shape(
-            "two into what was there before",
-            &[stays(128, 1), goes(128, 3, 100)],
-            Random,
-        )
-    });
-    // The first line never opens a pool: there is room for all that it wants.
-    shapes.push(Shape {
-        before: 5000,
-        ..shape(
-            "beside one who only fills",
-            &[stays(512, 1), stays(512, 1)],
-            Phases,
-        )
-    });
+    shapes.extend(with_old_pools());
     shapes
 }
 
@@ -462,10 +479,11 @@ fn what_fills_old_pools_is_not_taken_for_old() {
         ..shape("alone", &[line(128, 1, 100, 1)], Turns::Random)
     };
     let (mut heap, mut sites) = (Heap::default(), PoolSites::default());
-    let truth = play(&shape, &mut Random(1), &mut heap, &mut sites);
-    let now: HashMap<u64, _> = sites.update(&heap.pools, &heap.opened).collect();
+    let mut shown = Shown::new();
+    let truth = play(&shape, &mut Random(1), &mut heap, &mut sites, &mut shown);
     // The block of the first step was there at the first look.
-    assert_eq!(now[&1].totals.inuse_bytes(), truth[0] - 128);
+    assert_eq!(shown[&1].inuse_bytes(), truth[0] - 128);
+    assert_eq!(shown[&STACK_BEFORE].inuse_objects(), 600 + 1);
 }
 
 #[test]

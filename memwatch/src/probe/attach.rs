@@ -12,6 +12,7 @@ use super::{
     links::{LinkPoint, Links, c_path},
     load::KernelSide,
     plan::{Abilities, ModulePlan, Point, plan_file},
+    price::Prices,
 };
 use crate::{
     model::report::{InlinedNote, ProbeNote, Probes},
@@ -37,6 +38,7 @@ pub struct Attacher {
     proc: ProcRoot,
     catalog: Catalog,
     abilities: Abilities,
+    prices: Prices,
     plans: HashMap<FileId, Rc<ModulePlan>>,
     pub scope: Scope,
     attached: HashMap<(FileId, Option<u32>), (Links, usize)>,
@@ -65,6 +67,7 @@ impl Attacher {
             catalog: Catalog::new(proc.clone()),
             proc,
             abilities,
+            prices: Prices::default(),
             plans: HashMap::new(),
             scope,
             attached: HashMap::new(),
@@ -73,6 +76,16 @@ impl Attacher {
             failed: Vec::new(),
             noted: HashSet::new(),
         }
+    }
+
+    /// With what hits were measured to cost.
+    #[must_use]
+    pub fn priced(self, prices: Prices) -> Self {
+        Self { prices, ..self }
+    }
+
+    pub const fn prices(&self) -> &Prices {
+        &self.prices
     }
 
     /// Probes every allocator that the process has mapped and that is not probed yet.

@@ -13,6 +13,7 @@ pub mod capabilities;
 pub mod links;
 pub mod load;
 pub mod preflight;
+pub mod price;
 #[cfg(test)]
 mod tests;
 pub mod tracefs;

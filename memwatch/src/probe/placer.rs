@@ -34,16 +34,6 @@ pub enum Cost {
 }
 
 impl Cost {
-    /// Measured in a virtual machine with Linux 6.18, without what the program behind the probe does. On bare metal
-    /// single-stepping costs less.
-    pub const fn nanoseconds(self) -> u64 {
-        match self {
-            Self::Nop5Optimised => 250,
-            Self::Emulated => 510,
-            Self::SingleStepped => 5_000,
-        }
-    }
-
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nop5Optimised => "optimised",
@@ -52,9 +42,6 @@ impl Cost {
         }
     }
 }
-
-/// What a return probe on top of an entry probe costs.
-pub const RETURN_NANOSECONDS: u64 = 270;
 
 /// Where to put a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +52,6 @@ pub struct Placement {
     pub cost: Cost,
     /// Why no emulated instruction could be used.
     pub fallback: Option<Fallback>,
-}
-
-impl Placement {
-    /// What one call of the function will cost more, in nanoseconds.
-    pub const fn nanoseconds(&self, with_return: bool) -> u64 {
-        self.cost.nanoseconds() + if with_return { RETURN_NANOSECONDS } else { 0 }
-    }
 }
 
 /// Why the search for an emulated instruction ended.

@@ -9,6 +9,7 @@ use memwatch_common::{Cookie, Domain, Function};
 use super::forward_x86::{self, Mode, Target};
 use super::functions::{Family, Known};
 use super::placer::{self, Code, Cost, Emulation, Placement};
+use super::price::Prices;
 use super::small;
 use super::symbols::{FoundFunction, Import, Machine, ModuleSymbols, SymbolError};
 use crate::model::report::{InlinedNote, ProbeNote};
@@ -84,8 +85,8 @@ impl Point {
     }
 
     /// What one call of the function will cost more, in nanoseconds.
-    pub const fn nanoseconds(&self) -> u64 {
-        self.placement.nanoseconds(self.needs_return)
+    pub const fn nanoseconds(&self, prices: &Prices) -> u64 {
+        prices.of(&self.placement, self.needs_return)
     }
 }
 

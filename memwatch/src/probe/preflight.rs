@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use memwatch_common::{Cookie, Domain, Function};
 
 use super::{
-    links::{LinkPoint, UprobePrograms, c_path},
+    links::{LinkPoint, Links, Method, UprobePrograms, c_path},
     load::KernelSide,
 };
 
@@ -49,29 +49,35 @@ pub fn return_probes(kernel: &KernelSide) -> Result<ReturnProbes> {
     bail!("the process to try return probes on ended with status {status:#x}")
 }
 
-fn probe_canary(kernel: &KernelSide, pid: u32) -> Result<super::links::Links> {
+/// For probes whose program does nothing.
+pub(super) const IDLE_COOKIE: u64 = Cookie::new(Function::Malloc, Domain::Native, 0, 0, u32::MAX, 0).0;
+
+fn probe_canary(kernel: &KernelSide, pid: u32) -> Result<Links> {
+    let point = LinkPoint {
+        offset: file_offset(canary as *const () as u64)?,
+        cookie: IDLE_COOKIE,
+        has_return: true,
+    };
+    attach_idle(kernel, &[point], pid)
+}
+
+/// Probes functions of our own in one process; nothing is done where they are hit.
+pub(super) fn attach_idle(kernel: &KernelSide, points: &[LinkPoint], pid: u32) -> Result<Links> {
     let path = fs::read_link("/proc/self/exe").context("cannot find memwatch's own file")?;
     let path = if path.exists() {
         path
     } else {
         Path::new("/proc/self/exe").to_path_buf()
     };
-    let offset = file_offset(canary as *const () as u64)?;
-    let cookie = Cookie::new(Function::Malloc, Domain::Native, 0, 0, u32::MAX, 0).0;
-    let point = LinkPoint {
-        offset,
-        cookie,
-        has_return: true,
-    };
-    // A session's entry leaves the return out while the gate is closed, so the canary gets the empty program.
+    // A session's entry leaves the return out while the gate is closed, so ours get the empty program.
     let empty;
-    let programs = if kernel.programs.method == super::links::Method::Session {
+    let programs = if kernel.programs.method == Method::Session {
         empty = UprobePrograms::load_empty(super::load::OBJECT, &kernel.ebpf)?;
         &empty
     } else {
         &kernel.programs
     };
-    programs.attach(&c_path(&path)?, &[point], Some(pid))
+    programs.attach(&c_path(&path)?, points, Some(pid))
 }
 
 /// What the child calls with a return probe on it.
@@ -126,7 +132,7 @@ fn strict_filter() -> [libc::sock_filter; 6] {
 }
 
 /// Where an address of this process stands in its file.
-fn file_offset(address: u64) -> Result<u64> {
+pub(super) fn file_offset(address: u64) -> Result<u64> {
     let maps = fs::read("/proc/self/maps").context("cannot read /proc/self/maps")?;
     let maps = crate::target::maps::parse(&maps)?;
     let mapping = maps

@@ -313,7 +313,7 @@ fn place(value: Value) -> Option<SizeAt> {
             let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
             Some(SizeAt::In(Place::Constant(bytes)))
         }
-        Held::Outcome => None,
+        Held::Address(_) | Held::Outcome => None,
     }
 }
 

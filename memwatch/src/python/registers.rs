@@ -22,6 +22,8 @@ pub enum Held {
     In(Place),
     Product(Place, Place),
     Constant(u64),
+    /// Of something in the file.
+    Address(u64),
     /// What a call gave.
     Outcome,
 }
@@ -162,7 +164,7 @@ impl Registers {
             (Register::None, Register::None) => Some(distance),
             (base, Register::None) => match self.get(base)? {
                 Value {
-                    held: Held::Constant(address),
+                    held: Held::Address(address),
                     plus,
                 } => Some(address.wrapping_add_signed(plus.wrapping_add(signed(instruction, distance)))),
                 _ => None,
@@ -203,7 +205,7 @@ impl Registers {
         let from = instruction.op1_register();
         match (instruction.mnemonic(), number) {
             (Mnemonic::Lea, _) if instruction.is_ip_rel_memory_operand() => {
-                Some(Value::plain(Held::Constant(instruction.memory_displacement64())))
+                Some(Value::plain(Held::Address(instruction.memory_displacement64())))
             }
             (Mnemonic::Lea, _) if instruction.memory_index() == Register::None => {
                 let more = instruction.memory_displacement64();

@@ -87,8 +87,11 @@ fn main_price(attacher: &Attacher, symbol: &str, of: impl Fn(&Point) -> bool) ->
 }
 
 fn price(attacher: &Attacher, of: impl Fn(&Point) -> bool) -> Option<f64> {
-    let plans = attacher.watched();
+    let (plans, prices) = (attacher.watched(), attacher.prices());
     let points = plans.iter().flat_map(|plan| &plan.points);
-    let cheapest = points.filter(|point| of(point)).map(Point::nanoseconds).min();
+    let cheapest = points
+        .filter(|point| of(point))
+        .map(|point| point.nanoseconds(prices))
+        .min();
     cheapest.map(|ns| ns as f64)
 }

@@ -185,7 +185,7 @@ impl Pools {
                 continue;
             };
             let opened = opened.get(instance).unwrap_or(&none);
-            let changed: Vec<_> = sites.update(pools, opened).collect();
+            let changed: Vec<_> = sites.update(pools, opened, began_ns).collect();
             sample
                 .pools
                 .extend(changed.into_iter().map(|(stack, site)| PoolTotals {
@@ -244,7 +244,7 @@ impl Pools {
         let _ = batch::delete(self.map.as_fd(), &keys);
     }
 
-    /// A block is as old as its pool, at most.
+    /// Blocks in pools that were opened are as old as these, at most.
     fn add_ages(&self, scan: &mut LiveScan, older_than_ns: u64) {
         for (instance, sites) in &self.processes {
             for (stack, born_ns, blocks, bytes) in sites.ages() {

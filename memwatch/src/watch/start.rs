@@ -28,6 +28,7 @@ use crate::{
         load::{Bounds, KernelSide},
         plan::Abilities,
         preflight::{self, ReturnProbes},
+        price::Prices,
     },
     symbolize::Symbolizer,
     target::{
@@ -127,6 +128,8 @@ pub fn start(settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<Watc
     progress("trying return probes on a process of our own");
     let return_probes = preflight::return_probes(&kernel).map_err(not_permitted)?;
     let pids = endurable(&proc, &settings.subject, pids, return_probes)?;
+    // For figures only.
+    let prices = Prices::measure(&kernel, clock::thread_cpu).unwrap_or_default();
     let collector = Collector::new(&mut kernel)?;
     let (major, minor) = kernel_version();
     let attacher = Attacher::new(
@@ -137,7 +140,8 @@ pub fn start(settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<Watc
             ..Abilities::of_kernel(major, minor, true)
         },
         Scope::Process,
-    );
+    )
+    .priced(prices);
     let symbolizer = Symbolizer::new(KernelStacks::new(&kernel)?);
     let mut watch = Watch {
         collector,

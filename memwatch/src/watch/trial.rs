@@ -29,6 +29,10 @@ const COUNTED_NS: f64 = 400.0;
 /// Of a program that does next to nothing but allocate it cannot be told how much else it does: at least this part.
 const LEAST_OWN: f64 = 0.1;
 
+/// What is said of a larger slow-down is the least that it will be: little is left of the time when that of counting is
+/// taken off, and a tenth more or less for each call would be most of it.
+const SURE_SLOWDOWN: f64 = 3.0;
+
 /// Calls of CPython's allocating and freeing functions in some time, and the time on a CPU that the target took
 /// meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -85,7 +89,10 @@ impl fmt::Display for Predicted {
             self.percent
         )?;
         match self.slowdown {
-            Some(times) => write!(f, ", its own work takes {times:.1} times as long"),
+            Some(times) => {
+                let least = if times > SURE_SLOWDOWN { "at least " } else { "" };
+                write!(f, ", its own work takes {least}{times:.1} times as long")
+            }
             None => Ok(()),
         }
     }
@@ -161,6 +168,11 @@ mod tests {
         assert!((busy.percent - 60.0).abs() < 1e-6);
         // Of its two seconds 0.48 went into being counted.
         assert!(predicted(400_000, 400_000, 0.5).slowdown.unwrap() > 20.0);
+        assert!(
+            predicted(400_000, 400_000, 0.5)
+                .to_string()
+                .contains("takes at least ")
+        );
         assert!((busy.slowdown.unwrap() - (1.0 + 1.2 / 1.52)).abs() < 1e-6);
         assert!(!busy.in_force);
         assert_eq!(

@@ -5,6 +5,7 @@ use super::elf::{self, GLOBAL_FUNCTION, Symbol, TEXT_OFFSET};
 use super::symbols::TINY;
 use crate::probe::placer::Cost;
 use crate::probe::plan::{Abilities, ModulePlan, plan_file};
+use crate::probe::price::Prices;
 
 const X86_64: u16 = 62;
 const ABILITIES: Abilities = Abilities::of_kernel(6, 18, true);
@@ -37,7 +38,10 @@ fn a_library_is_planned_once_per_function() {
         (free.aliases.as_slice(), free.function, free.needs_return),
         (&["cfree"][..], Function::Free, false)
     );
-    assert_eq!((free.placement.cost, free.nanoseconds()), (Cost::Emulated, 510));
+    assert_eq!(
+        (free.placement.cost, free.nanoseconds(&Prices::default())),
+        (Cost::Emulated, 510)
+    );
     assert_eq!(
         free.cookie(7),
         Cookie::new(Function::Free, Domain::Native, 0, free.id, 7, 0x403)
