@@ -256,7 +256,9 @@ mod tests {
                 let all = newer(3, blocks(all, 64, 64));
                 share_out(&mut parts, &all, 100);
                 let mut shared = Blocks::default();
-                parts.values().for_each(|part| shared.add(&part.filled));
+                for part in parts.values() {
+                    shared.add(&part.filled);
+                }
                 prop_assert_eq!((shared.objects, shared.takes), (all[3].objects, all[3].takes));
                 share_out(&mut parts, &all, 100);
                 // What was left by rounding.

@@ -112,7 +112,7 @@ fn pools_of_nobody_were_there_before() {
 #[test]
 fn what_is_newer_in_old_pools_is_of_those_who_open_new_ones() {
     let mut sites = PoolSites::default();
-    let mut look = |sites: &mut PoolSites, in_use| {
+    let look = |sites: &mut PoolSites, in_use| {
         let pools = [pool(A, 3, in_use)];
         sites.update(&pools, &HashMap::new(), NOW).for_each(drop);
     };
