@@ -87,8 +87,8 @@ pub fn run(resolved: &Resolved, verify: bool) -> Result<ExitCode> {
         if verify {
             tracepoints(&mut checks, &mut side);
         }
-        return_probes(&mut checks, &side);
-        prices = self::prices(&mut checks, &side);
+        let return_probes = return_probes(&mut checks, &side);
+        prices = self::prices(&mut checks, &side, return_probes);
     }
     if let Some(target) = &resolved.target {
         self::target(&mut checks, target, &prices)?;
@@ -218,20 +218,22 @@ fn tracepoints(checks: &mut Checks, side: &mut KernelSide) {
     );
 }
 
-fn return_probes(checks: &mut Checks, side: &KernelSide) {
-    let verdict = match preflight::return_probes(side) {
+fn return_probes(checks: &mut Checks, side: &KernelSide) -> ReturnProbes {
+    let tried = preflight::return_probes(side);
+    let verdict = match &tried {
         Ok(ReturnProbes::Safe) => Ok("safe, tried on a child with a strict seccomp filter".to_owned()),
         Ok(ReturnProbes::KillFiltered) => Err(anyhow!(
             "kill processes that have a seccomp filter on this kernel; memwatch refuses those (mended in Linux 6.14)"
         )),
-        Err(error) => Err(error),
+        Err(error) => Err(anyhow!("{error:#}")),
     };
     checks.add("return probes", verdict);
+    tried.unwrap_or(ReturnProbes::KillFiltered)
 }
 
 /// What they cost here.
-fn prices(checks: &mut Checks, side: &KernelSide) -> Prices {
-    let measured = Prices::measure(side, clock::thread_cpu);
+fn prices(checks: &mut Checks, side: &KernelSide, return_probes: ReturnProbes) -> Prices {
+    let measured = Prices::measure(side, return_probes, clock::thread_cpu);
     let said = match &measured {
         Ok(prices) => prices.to_string(),
         Err(error) => format!("not known what a hit costs: {error:#}"),

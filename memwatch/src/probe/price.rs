@@ -3,13 +3,13 @@
 
 use std::{arch::naked_asm, fmt, thread, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     links::LinkPoint,
     load::KernelSide,
     placer::{Cost, Placement},
-    preflight,
+    preflight::{self, ReturnProbes},
 };
 
 /// Nanoseconds that a hit costs the thread that makes it, without what the program behind the probe does.
@@ -46,8 +46,12 @@ impl Prices {
         entry + if with_return { self.on_return } else { 0 }
     }
 
-    /// Calls functions of our own with probes and without.
-    pub fn measure(kernel: &KernelSide, cpu_time: impl Fn() -> Duration) -> Result<Self> {
+    /// Calls functions of our own with probes and without. Return probes are left alone where they could kill us.
+    pub fn measure(
+        kernel: &KernelSide,
+        return_probes: ReturnProbes,
+        cpu_time: impl Fn() -> Duration,
+    ) -> Result<Self> {
         let plain = time(&cpu_time, emulated);
         let point = |function: extern "C" fn(), has_return| {
             let offset = preflight::file_offset(function as *const () as u64)?;
@@ -60,7 +64,7 @@ impl Prices {
         let points = [
             point(emulated, false)?,
             point(stepped, false)?,
-            point(returning, true)?,
+            point(returning, return_probes == ReturnProbes::Safe)?,
         ];
         let links = preflight::attach_idle(kernel, &points, std::process::id())
             .context("cannot probe functions of our own")?;
@@ -68,11 +72,18 @@ impl Prices {
         let (emulated, stepped, returning) = (more(emulated), more(stepped), more(returning));
         // The kernel takes its time, and nobody needs to wait; without a thread it is done here.
         let _ = thread::Builder::new().spawn(move || drop(links));
+        if emulated == 0 || stepped == 0 {
+            bail!("probes on functions of our own were not hit");
+        }
+        let typical = Self::default();
         Ok(Self {
             emulated,
             stepped,
-            on_return: returning.saturating_sub(emulated),
-            ..Self::default()
+            optimised: typical.optimised.min(emulated),
+            on_return: match return_probes {
+                ReturnProbes::Safe => returning.saturating_sub(emulated),
+                ReturnProbes::KillFiltered => typical.on_return,
+            },
         })
     }
 }

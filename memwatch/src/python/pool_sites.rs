@@ -1,7 +1,7 @@
 //! Whose small objects: the blocks of pymalloc's pools, by the stack that took each pool into use.
 //!
 //! A pool's blocks are not told apart, so all of them count for that stack; what is newer than the watch in a pool that
-//! is older is [shared out](super::filled). What was allocated and freed is what changed from one look to the next:
+//! is older is shared out (`filled`). What was allocated and freed is what changed from one look to the next:
 //! blocks that came and went in between are not seen.
 
 use std::collections::{HashMap, HashSet};
@@ -26,14 +26,25 @@ pub struct PoolSite {
 struct Held {
     opened: OpenedPool,
     pool: Pool,
-    /// Blocks in use that count for who opened it. Where nobody was seen to, the fewest that were ever there for two
-    /// looks, as one may have read what was changing: others are newer.
+    /// Where nobody was seen to open it: the most blocks that can be from before. So many were there at two looks, as
+    /// one may have read what was changing.
+    least: u64,
+    /// Blocks in use that count for who opened it; where nobody was seen to, those that can be from before.
     counted: u64,
 }
 
 impl Held {
     fn is_from_before(&self) -> bool {
         self.opened == BEFORE
+    }
+
+    fn count(&mut self) {
+        let in_use = self.pool.in_use;
+        self.counted = if self.is_from_before() {
+            self.least.min(in_use)
+        } else {
+            in_use
+        };
     }
 
     fn blocks(&self, objects: u64) -> Blocks {
@@ -60,8 +71,8 @@ impl Held {
 #[derive(Debug, Default)]
 pub struct PoolSites {
     held: HashMap<u64, Held>,
-    /// Blocks counted as from before in pools that were not found at the last look, by address.
-    missed: HashMap<u64, u64>,
+    /// Pools from before that were not found in use at the last look, or could not be read.
+    missed: HashMap<u64, Held>,
     looked: bool,
     sites: HashMap<u64, PoolSite>,
     /// Blocks in use; none where none is left.
@@ -76,7 +87,7 @@ const BEFORE: OpenedPool = OpenedPool {
 };
 
 impl PoolSites {
-    /// Takes in all pools, and who opened them by their addresses, as they are `now_ns`. Gives the sites that changed.
+    /// Takes in all pools in use, and who opened them by their addresses, as they are `now_ns`. Gives the sites that changed.
     pub fn update(
         &mut self,
         found: &[Pool],
@@ -94,9 +105,8 @@ impl PoolSites {
                 of(known) == of(&now)
             };
             let had = if let Some(known) = known.filter(same) {
-                if now.is_from_before() {
-                    now.counted = known.counted.min(known.pool.in_use.max(pool.in_use));
-                }
+                now.least = known.least.min(known.pool.in_use.max(pool.in_use));
+                now.count();
                 known.counted
             } else {
                 if let Some(known) = known {
@@ -125,28 +135,33 @@ impl PoolSites {
 
     /// A pool as it is when it was not there at the last look.
     fn first(&self, pool: &Pool, opened: &HashMap<u64, OpenedPool>) -> Held {
-        let from_before = match self.missed.get(&pool.address) {
-            Some(counted) => pool.in_use.min(*counted),
+        let missed = self.missed.get(&pool.address);
+        let missed = missed.filter(|held| held.pool.size_class == pool.size_class);
+        let least = match missed {
+            Some(held) => held.least,
             // It was empty, or nobody could note who opened it.
             None if self.looked => 0,
             None => pool.in_use,
         };
-        let opened = opened.get(&pool.address);
-        Held {
-            opened: opened.copied().unwrap_or(BEFORE),
+        let mut held = Held {
+            opened: opened.get(&pool.address).copied().unwrap_or(BEFORE),
             pool: *pool,
-            counted: opened.map_or(from_before, |_| pool.in_use),
-        }
+            least,
+            counted: 0,
+        };
+        held.count();
+        held
     }
 
     fn close_all(&mut self, gone: &HashMap<u64, Held>, found: &[Pool], changed: &mut HashSet<u64>) {
         for held in gone.values() {
             self.close(held, changed);
         }
-        let old = gone.iter().filter(|(_, held)| held.is_from_before());
-        self.missed
-            .extend(old.map(|(address, held)| (*address, held.counted)));
-        // Those that are empty have none of their old blocks left; in use they are what they are.
+        let old = gone
+            .iter()
+            .filter(|(_, held)| held.is_from_before() && held.least > 0);
+        self.missed.extend(old.map(|(address, held)| (*address, *held)));
+        // What is in use is held, and mimalloc's empty pages have none of their old blocks left.
         for pool in found {
             self.missed.remove(&pool.address);
         }
@@ -230,6 +245,8 @@ impl PoolSites {
     }
 
     fn open(&mut self, held: &Held, changed: &mut HashSet<u64>) {
+        let part = (held.opened.stack, held.pool.size_class as u8);
+        self.parts.entry(part).or_default();
         self.site(held.opened.stack).pools += 1;
         changed.insert(held.opened.stack);
     }

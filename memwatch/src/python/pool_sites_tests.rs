@@ -147,18 +147,19 @@ fn what_is_newer_in_old_pools_is_of_those_who_open_new_ones() {
 fn a_pool_that_was_empty_has_nothing_old() {
     let mut sites = PoolSites::default();
     let mut by = opened(&[(B, 7, 500)]);
-    let mut look = |of_a: &[u64]| {
+    let mut look = |of_a: &[u64], of_b| {
         let mut pools: Vec<Pool> = of_a.iter().map(|in_use| pool(A, 3, *in_use)).collect();
-        pools.push(pool(B, 3, 250));
+        pools.push(pool(B, 3, of_b));
         sites.update(&pools, &by, NOW).for_each(drop);
         (inuse(&sites, STACK_BEFORE).1, inuse(&sites, 7).1)
     };
-    assert_eq!(look(&[200]), (200, 250));
+    assert_eq!(look(&[200], 250), (200, 250));
     // It could not be read.
-    assert_eq!(look(&[]), (0, 250));
-    assert_eq!(look(&[210]), (200, 260));
-    assert_eq!(look(&[0]), (0, 250));
-    assert_eq!(look(&[200]), (0, 450));
+    assert_eq!(look(&[], 250), (0, 250));
+    assert_eq!(look(&[210], 260), (200, 270));
+    assert_eq!(look(&[0], 260), (0, 260));
+    // All are new, and 40 besides the 10 are for who has taken 40.
+    assert_eq!(look(&[200], 300), (150, 350));
     // One that comes later, and nobody knows of whom.
     by.clear();
     let pools = [pool(A, 3, 200), pool(B, 3, 250)];

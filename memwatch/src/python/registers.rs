@@ -164,7 +164,7 @@ impl Registers {
             (Register::None, Register::None) => Some(distance),
             (base, Register::None) => match self.get(base)? {
                 Value {
-                    held: Held::Address(address),
+                    held: Held::Address(address) | Held::Constant(address),
                     plus,
                 } => Some(address.wrapping_add_signed(plus.wrapping_add(signed(instruction, distance)))),
                 _ => None,

@@ -129,7 +129,7 @@ pub fn start(settings: &Settings, told: &mut dyn FnMut(Told<'_>)) -> Result<Watc
     let return_probes = preflight::return_probes(&kernel).map_err(not_permitted)?;
     let pids = endurable(&proc, &settings.subject, pids, return_probes)?;
     // For figures only.
-    let prices = Prices::measure(&kernel, clock::thread_cpu).unwrap_or_default();
+    let prices = Prices::measure(&kernel, return_probes, clock::thread_cpu).unwrap_or_default();
     let collector = Collector::new(&mut kernel)?;
     let (major, minor) = kernel_version();
     let attacher = Attacher::new(

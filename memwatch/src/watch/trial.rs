@@ -29,8 +29,8 @@ const COUNTED_NS: f64 = 400.0;
 /// Of a program that does next to nothing but allocate it cannot be told how much else it does: at least this part.
 const LEAST_OWN: f64 = 0.1;
 
-/// What is said of a larger slow-down is the least that it will be: little is left of the time when that of counting is
-/// taken off, and a tenth more or less for each call would be most of it.
+/// A larger slow-down is no more than guessed: little is left of the time when that of counting is taken off, and a
+/// tenth more or less for each call would be most of it.
 const SURE_SLOWDOWN: f64 = 3.0;
 
 /// Calls of CPython's allocating and freeing functions in some time, and the time on a CPU that the target took
@@ -90,8 +90,13 @@ impl fmt::Display for Predicted {
         )?;
         match self.slowdown {
             Some(times) => {
-                let least = if times > SURE_SLOWDOWN { "at least " } else { "" };
-                write!(f, ", its own work takes {least}{times:.1} times as long")
+                if times > SURE_SLOWDOWN {
+                    return write!(
+                        f,
+                        ", its own work takes many times as long (a rough guess: {times:.0})"
+                    );
+                }
+                write!(f, ", its own work takes {times:.1} times as long")
             }
             None => Ok(()),
         }
@@ -171,7 +176,7 @@ mod tests {
         assert!(
             predicted(400_000, 400_000, 0.5)
                 .to_string()
-                .contains("takes at least ")
+                .contains("takes many times as long")
         );
         assert!((busy.slowdown.unwrap() - (1.0 + 1.2 / 1.52)).abs() < 1e-6);
         assert!(!busy.in_force);
